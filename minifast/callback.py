@@ -1,0 +1,250 @@
+"""Callbacks: what else should happen while a net trains.
+
+A callback is a class with a method for each event it wants to hear:
+
+    class PrintLoss(Callback):
+        def on_epoch_end(self, run):
+            print(run.values["val_loss"])
+
+`EVENTS` lists the events in the order in which one epoch fires them; `Callback` says what each
+one is for, `Run` what a handler finds in its one argument.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .history import History, RunningLoss
+
+if TYPE_CHECKING:
+    from .dataset import ModelData
+
+__all__ = ["EVENTS", "Callback", "Run"]
+
+EVENTS = (
+    "on_train_begin",
+    "on_epoch_begin",
+    "on_batch_begin",
+    "on_backward_begin",
+    "on_backward_end",
+    "on_batch_end",
+    "on_validate_begin",
+    "on_validate_end",
+    "on_epoch_end",
+    "on_train_end",
+)
+
+
+@dataclass(slots=True)
+class Run:
+    """What is going on: the record that every handler is given.
+
+    Facts, the same throughout: `net data opt crit metrics epochs callbacks`. Current: the rest.
+    A misspelt name is an `AttributeError`, on reading and on writing.
+    """
+
+    net: nn.Module
+    data: ModelData
+    opt: torch.optim.Optimizer
+    crit: Callable[..., Tensor]
+    metrics: Sequence[Any]
+    epochs: int
+    callbacks: Sequence[Callback]
+
+    epoch: int = 0
+    """Number of the epoch, from 0."""
+    batch: int = 0
+    """Number of the batch within the epoch, from 0."""
+    step: int = 0
+    """How many batches this fit has learned from so far."""
+    x: Any = None
+    """The batch's input on the net's device: a tensor, or a tuple of them for several inputs."""
+    y: Any = None
+    """The batch's target."""
+    preds: Any = None
+    """What the net made of `x`."""
+    loss: Any = None
+    """What is differentiated: the criterion's loss, unless a callback assigned another."""
+    skip_step: bool = False
+    """Set it in `on_backward_end` and this batch changes no weight."""
+    values: dict[str, Any] = field(default_factory=dict)
+    """The epoch's row of the table, from `on_validate_end` on; what you add is a column."""
+    history: History = field(default_factory=History)
+    """The rows of the epochs before this one."""
+    running_loss: RunningLoss = field(default_factory=RunningLoss)
+    """The criterion's losses of this fit, smoothed as `trn_loss` shows them."""
+    stopped: str | None = None
+    """Why training stops, once somebody asked for it."""
+
+    def stop(self, reason: str) -> None:
+        """Asks for training to stop; `fit(...).stopped` tells the reason.
+
+        A request, not an exit: every other listener still sees the event, and a batch under way
+        is finished. Once asked for it stands, and the first reason is kept.
+        """
+        if self.stopped is None:
+            self.stopped = reason
+
+
+class Callback:
+    """Base of every callback: override the events you want, each with `(self, run)`.
+
+    Handlers run in the order of the list given to `fit`. An event ends only what really ended:
+    stopped in the middle of an epoch, `on_epoch_end` is not fired for it. `on_train_end` comes
+    once to everybody whose `on_train_begin` was called, whatever happened in between. An error in
+    a handler ends training and reaches the caller as it is, with a note that names the handler.
+
+    Raises:
+        TypeError: when a class is defined with a handler that is no event or takes other
+            arguments.
+
+    Examples:
+        >>> class Steps(Callback):
+        ...     def on_batch_end(self, run):
+        ...         print(run.step, end=" ")
+        >>> class Wrong(Callback):
+        ...     def on_bacth_end(self, run): ...
+        Traceback (most recent call last):
+        TypeError: Wrong.on_bacth_end is no event: did you mean on_batch_end?
+    """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        for name, value in vars(cls).items():
+            if name.startswith("on_") and callable(getattr(cls, name)):
+                _check_handler(cls, name, value)
+
+    def on_train_begin(self, run: Run) -> None:
+        """Before anything else; the place to open what `on_train_end` closes."""
+
+    def on_epoch_begin(self, run: Run) -> None:
+        """The net is in train mode; no batch of the epoch was drawn yet."""
+
+    def on_batch_begin(self, run: Run) -> None:
+        """The batch is there: assign `run.x` or `run.y` to learn from something else."""
+
+    def on_backward_begin(self, run: Run) -> None:
+        """The loss is there: assign `run.loss` to differentiate something else."""
+
+    def on_backward_end(self, run: Run) -> None:
+        """The gradients are there: change them in place, or set `run.skip_step`."""
+
+    def on_batch_end(self, run: Run) -> None:
+        """The weights are updated."""
+
+    def on_validate_begin(self, run: Run) -> None:
+        """The epoch's batches are done, the net is in eval mode. Not fired without `val_dl`."""
+
+    def on_validate_end(self, run: Run) -> None:
+        """`run.values` has the epoch's losses and metrics. Not fired without `val_dl`."""
+
+    def on_epoch_end(self, run: Run) -> None:
+        """`run.values` is about to become a row of the history; add columns to it here."""
+
+    def on_train_end(self, run: Run) -> None:
+        """After everything else, and after an error or Ctrl-C too."""
+
+
+def _check_handler(cls: type[Callback], name: str, value: object) -> None:
+    """Refuses `cls.name` unless it is an event's handler that can be called with `run` alone."""
+    if name not in EVENTS:
+        import difflib  # only on the way to an error
+
+        close = difflib.get_close_matches(name, EVENTS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"the events are {', '.join(EVENTS)}"
+        raise TypeError(f"{cls.__name__}.{name} is no event: {hint}")
+    if not inspect.isfunction(value):
+        return
+    try:
+        inspect.signature(value).bind(None, None)
+    except TypeError as error:
+        raise TypeError(
+            f"{cls.__name__}.{name} must be callable as {name}(run): {error}. "
+            f"Write it as `def {name}(self, run):`"
+        ) from None
+
+
+Fire = Callable[[Run], None]
+
+
+class Events:
+    """The events as functions of the run: `events.on_batch_end(run)` calls all who listen.
+
+    Who listens is found out once, so an event that nobody hears costs one empty call.
+    """
+
+    __slots__ = ("callbacks", *EVENTS)
+
+    on_epoch_begin: Fire
+    on_batch_begin: Fire
+    on_backward_begin: Fire
+    on_backward_end: Fire
+    on_batch_end: Fire
+    on_validate_begin: Fire
+    on_validate_end: Fire
+    on_epoch_end: Fire
+
+    def __init__(self, callbacks: Sequence[Callback]) -> None:
+        self.callbacks = callbacks
+        for event in EVENTS:
+            listeners = [callback for callback in callbacks if hears(callback, event)]
+            setattr(self, event, _firing(event, listeners) if listeners else _nobody)
+
+    @contextmanager
+    def training(self, run: Run) -> Iterator[None]:
+        """Fires `on_train_begin`, and `on_train_end` for each one that it reached, come what may.
+
+        The first error goes on to the caller; those of `on_train_end` after it become its notes.
+        """
+        begun: list[Callback] = []
+        error: BaseException | None = None
+        try:
+            for callback in self.callbacks:
+                begun.append(callback)
+                _call(callback, "on_train_begin", run)
+            yield
+        except BaseException as first:
+            error = first
+        for callback in begun:
+            try:
+                _call(callback, "on_train_end", run)
+            except BaseException as later:
+                if error is None:
+                    error = later
+                else:
+                    error.add_note(f"then {later!r}, {later.__notes__[-1]}")
+        if error is not None:
+            raise error
+
+
+def hears(callback: Callback, event: str) -> bool:
+    """Whether the callback has a handler of its own for the event."""
+    return getattr(type(callback), event) is not getattr(Callback, event)
+
+
+def _nobody(run: Run) -> None:
+    """What an event does that nobody hears."""
+
+
+def _firing(event: str, listeners: Sequence[Callback]) -> Fire:
+    def fire(run: Run) -> None:
+        for callback in listeners:
+            _call(callback, event, run)
+
+    return fire
+
+
+def _call(callback: Callback, event: str, run: Run) -> None:
+    try:
+        getattr(callback, event)(run)
+    except BaseException as error:
+        where = f"epoch {run.epoch}, step {run.step}"
+        error.add_note(f"raised by {type(callback).__name__}.{event}, {where}")
+        raise

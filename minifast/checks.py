@@ -1,0 +1,211 @@
+"""Looks at what `fit` was given, before any training, and says in words what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .callback import Callback
+from .core import explain
+
+CLASS_LOSSES = (nn.NLLLoss, nn.CrossEntropyLoss, nn.MultiMarginLoss)
+CLASS_FUNCTIONS = ("nll_loss", "cross_entropy", "multi_margin_loss")
+
+
+def check_net(net: Any) -> None:
+    """A module, and an instance of it."""
+    if not isinstance(net, nn.Module):
+        raise TypeError(
+            explain(
+                "net is no nn.Module",
+                got=_kind(net),
+                wanted="a Sequential or any other nn.Module",
+                fix=f"{net.__name__}()" if isinstance(net, type) else "nn.Sequential(...)",
+                entry="net",
+            )
+        )
+
+
+def check_epochs(epochs: Any, n_epochs: Any) -> int:
+    """The number of epochs, from the one of the two spellings that was used."""
+    if epochs is not None and n_epochs is not None:
+        raise TypeError(
+            explain(
+                "epochs and n_epochs are two names of the same thing",
+                got=f"epochs={epochs!r} and n_epochs={n_epochs!r}",
+                wanted="one of them",
+                fix=f"fit(..., epochs={epochs!r})",
+                entry="epochs",
+            )
+        )
+    wanted = n_epochs if epochs is None else epochs
+    whole = isinstance(wanted, int | np.integer) and not isinstance(wanted, bool)
+    if not whole or wanted < 0:
+        raise (ValueError if whole else TypeError)(
+            explain(
+                "epochs is no number of epochs",
+                got=repr(wanted),
+                wanted="a whole number, 0 or more",
+                fix="fit(net, md, epochs=1, crit=crit, opt=opt)",
+                entry="epochs",
+            )
+        )
+    return int(wanted)
+
+
+def check_crit_and_opt(net: nn.Module, crit: Any, opt: Any) -> None:
+    """A loss, and an optimizer over parameters of this net, each in its place."""
+    if isinstance(crit, torch.optim.Optimizer) and not isinstance(opt, torch.optim.Optimizer):
+        raise TypeError(
+            explain(
+                "crit and opt are in each other's place",
+                got=f"crit={_kind(crit)}, opt={_kind(opt)}",
+                wanted="the loss first: fit(net, data, epochs, crit, opt, metrics)",
+                fix="name them: fit(net, md, epochs=1, crit=crit, opt=opt)",
+                entry="crit-and-opt",
+            )
+        )
+    if isinstance(crit, type) or not callable(crit):
+        raise TypeError(
+            explain(
+                "crit is no loss",
+                got=_kind(crit),
+                wanted="a callable (preds, y) -> loss, such as nn.NLLLoss() or F.nll_loss",
+                fix=f"crit={crit.__name__}()" if isinstance(crit, type) else "crit=nn.NLLLoss()",
+                entry="crit-and-opt",
+            )
+        )
+    if not isinstance(opt, torch.optim.Optimizer):
+        name = opt.__name__ if isinstance(opt, type) else "Adam"
+        raise TypeError(
+            explain(
+                "opt is no optimizer",
+                got=_kind(opt),
+                wanted="an optimizer of torch.optim over the net's parameters",
+                fix=f"opt=optim.{name}(net.parameters())",
+                entry="crit-and-opt",
+            )
+        )
+    _check_parameters(net, opt)
+
+
+def _check_parameters(net: nn.Module, opt: torch.optim.Optimizer) -> None:
+    known = {id(p) for p in net.parameters()}
+    given = [p for group in opt.param_groups for p in group["params"]]
+    if any(id(p) in known for p in given):
+        return
+    raise ValueError(
+        explain(
+            "opt is an optimizer of another net: its steps would change nothing here",
+            got=f"{type(opt).__name__} over {len(given)} parameters, none of them of this net's "
+            f"{len(known)}",
+            wanted="an optimizer over net.parameters()",
+            fix=f"opt = optim.{type(opt).__name__}(net.parameters()), after the last net = ...",
+            entry="optimizer-of-another-net",
+        )
+    )
+
+
+def check_list(name: str, values: Any, wanted: str, base: type | None = None) -> tuple[Any, ...]:
+    """The callables, or instances of `base`, that came in a list; None is none of them."""
+    if values is None:
+        return ()
+    if isinstance(values, str | type) or not isinstance(values, Iterable):
+        raise TypeError(
+            explain(
+                f"{name} is no list",
+                got=_kind(values),
+                wanted=f"a list of {wanted}",
+                fix=f"{name}=[{getattr(values, '__name__', '...')}]",
+                entry="lists",
+            )
+        )
+    found = tuple(values)
+    for value in found:
+        right = isinstance(value, base) if base else callable(value) or hasattr(value, "update")
+        if isinstance(value, type) or not right:
+            raise TypeError(
+                explain(
+                    f"{name} holds something else",
+                    got=_kind(value),
+                    wanted=wanted,
+                    fix=f"{name}=[{value.__name__}()]"
+                    if isinstance(value, type)
+                    else f"take {value!r} out of {name}",
+                    entry="lists",
+                )
+            )
+    return found
+
+
+def check_data(data: Any) -> None:
+    """Something with a `trn_dl`."""
+    if not hasattr(data, "trn_dl"):
+        raise TypeError(
+            explain(
+                "data has no trn_dl",
+                got=_kind(data),
+                wanted="a ModelData: loaders to train on and to validate with",
+                fix="ModelData(path, trn_dl, val_dl), or ImageClassifierData.from_arrays(...)",
+                entry="data",
+            )
+        )
+
+
+def check_loader(dl: Any) -> None:
+    """A loader to predict or validate with, not a bare array (whose rows are no batches)."""
+    if isinstance(dl, Tensor | np.ndarray) or not isinstance(dl, Iterable):
+        raise TypeError(
+            explain(
+                "dl is no loader",
+                got=_kind(dl),
+                wanted="an iterable of batches, such as md.val_dl",
+                fix="predict(net, ArrayLoader(x, y))" if dl is not None else "give md a val_dl",
+                entry="loaders",
+            )
+        )
+
+
+def check_batch(batch: Any) -> None:
+    """A batch of at least an input and a target."""
+    if isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch) > 1:
+        return
+    raise TypeError(
+        explain(
+            "the loader's batch has no input and target",
+            got=_kind(batch),
+            wanted="(x, y), or (x1, ..., xn, y)",
+            fix="yield tuples: ArrayLoader(x, y) does, and a DataLoader over TensorDataset(x, y)",
+            entry="loaders",
+        )
+    )
+
+
+def check_labels(crit: Any, y: Any) -> None:
+    """Labels that the loss can take: classes are whole numbers."""
+    classes = isinstance(crit, CLASS_LOSSES) or getattr(crit, "__name__", "") in CLASS_FUNCTIONS
+    if not classes or not isinstance(y, Tensor) or not y.is_floating_point() or y.ndim != 1:
+        return
+    name = type(crit).__name__ if isinstance(crit, nn.Module) else crit.__name__
+    raise TypeError(
+        explain(
+            f"the labels y are floats, and {name} wants classes",
+            got=f"{y.dtype} of shape {tuple(y.shape)}, the first {y[:4].tolist()}",
+            wanted="whole numbers 0, 1, 2, ...: int64 of shape (rows,)",
+            fix="y.astype(np.int64) before from_arrays; for a quantity, crit=nn.MSELoss()",
+            entry="float-labels",
+        )
+    )
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, type):
+        return f"the class {value.__name__}, not an instance of it"
+    if isinstance(value, tuple | list):
+        return f"{type(value).__name__} of {len(value)}"
+    shape = getattr(value, "shape", None)
+    return type(value).__name__ + (f" of shape {tuple(shape)}" if shape is not None else "")

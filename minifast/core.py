@@ -1,0 +1,277 @@
+"""Tensors, devices, modes and files: what every other module stands on."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+__all__ = ["T", "V", "set_lrs", "to_gpu", "to_np"]
+
+Movable = TypeVar("Movable", Tensor, nn.Module)
+
+
+def explain(problem: str, *, got: object, wanted: str, fix: str, entry: str) -> str:
+    """The text of an error: what is wrong, what came, what was wanted, how to mend it.
+
+    `entry` is the entry's anchor on the docs page "Errors and fixes".
+
+    Examples:
+        >>> print(explain("epochs is negative", got=-1, wanted="a whole number, 0 or more",
+        ...               fix="fit(net, md, epochs=1, ...)", entry="epochs"))
+        epochs is negative
+          got:    -1
+          wanted: a whole number, 0 or more
+          fix:    fit(net, md, epochs=1, ...)
+          more:   errors-and-fixes#epochs
+    """
+    return (
+        f"{problem}\n  got:    {got}\n  wanted: {wanted}\n  fix:    {fix}\n"
+        f"  more:   errors-and-fixes#{entry}"
+    )
+
+
+# ---- tensors -----------------------------------------------------------------------------
+
+
+def as_tensor(a: Any, name: str = "the array") -> Tensor:
+    """The tensor of an array, list or tensor in its own dtype; memory is shared where it can be.
+
+    Raises:
+        TypeError: for what is no numbers (objects, strings, rows of unequal length); the message
+            calls it `name`.
+
+    Examples:
+        >>> as_tensor(np.eye(2, dtype=np.uint8)).dtype
+        torch.uint8
+    """
+    if isinstance(a, Tensor):
+        return a
+    try:
+        array = np.asarray(a)
+    except ValueError:  # numpy's word for rows of unequal length
+        array = np.empty(0, dtype=object)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(
+            explain(
+                f"{name} cannot become a tensor",
+                got=f"{type(a).__name__} with entries of type {array.dtype}",
+                wanted="numbers, every row of the same length",
+                fix=f"make it np.array({name if name.isidentifier() else 'rows'}, dtype=np.float32)"
+                "; drop or encode columns of text first",
+                entry="array-of-objects",
+            )
+        )
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    if any(step < 0 for step in array.strides):
+        array = np.ascontiguousarray(array)
+    if array.dtype in (np.uint16, np.uint32, np.uint64):
+        array = array.astype(np.int64)  # torch computes with none of these
+    with warnings.catch_warnings():
+        # Of a read-only array, such as a memory map. Batches are copies, so nobody writes to it.
+        warnings.filterwarnings("ignore", message=".*not writable.*")
+        return torch.from_numpy(array)
+
+
+def training_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float32 for floats, int64 for whole numbers; bool and complex stay."""
+    if dtype.is_floating_point:
+        return torch.float32
+    return dtype if dtype.is_complex or dtype == torch.bool else torch.int64
+
+
+def T(a: Any, half: bool = False, cuda: bool = False) -> Tensor:  # noqa: N802
+    """The tensor of an array-like: whole numbers as int64, floats as float32.
+
+    A tensor is handed back as it is, a single number becomes one of shape (1,). Memory is shared
+    with a numpy array that has the right dtype already.
+
+    Args:
+        a: Array, list, number or tensor.
+        half: float16 for floats.
+        cuda: Move it to the GPU, if there is one.
+
+    Raises:
+        TypeError: if `a` does not hold numbers.
+
+    Examples:
+        >>> T([[1, 2], [3, 4]]) @ T([[1], [1]])
+        tensor([[3],
+                [7]])
+        >>> T(np.arange(3) / 2)
+        tensor([0.0000, 0.5000, 1.0000])
+    """
+    if isinstance(a, Tensor):
+        t = a
+    else:
+        t = torch.atleast_1d(as_tensor(a))
+        t = t.to(training_dtype(t.dtype))
+    if half and t.dtype.is_floating_point:
+        t = t.half()
+    return to_gpu(t) if cuda else t
+
+
+def V(x: Any, requires_grad: bool = False, volatile: bool = False) -> Any:  # noqa: N802
+    """`T(x)` where the net is: on the GPU once this program has used it, on the CPU otherwise.
+
+    A net moved by `.cuda()` has used it, so `net(V(x))` works for a moved net and for one that
+    was not. A tensor that is part of a graph stays part of it; a list or tuple gives a list.
+
+    Args:
+        x: Array-like or tensor, or a list or tuple of them.
+        requires_grad: Give a leaf that collects gradients.
+        volatile: 0.7's word for "no gradients": the result is detached.
+
+    Examples:
+        >>> w = V(np.ones(2), requires_grad=True)
+        >>> (w * w).sum().backward()
+        >>> w.grad
+        tensor([2., 2.])
+    """
+    if isinstance(x, list | tuple):
+        return [V(o, requires_grad, volatile) for o in x]
+    t = T(x, cuda=torch.cuda.is_initialized())
+    if volatile:
+        return t.detach()
+    return t.detach().requires_grad_() if requires_grad and not t.requires_grad else t
+
+
+def to_np(v: Any) -> Any:
+    """The numpy array of a tensor (on any device, with gradients or not), number or array.
+
+    Shares memory with a tensor on the CPU. A list or tuple gives a list of arrays.
+
+    Examples:
+        >>> to_np(torch.ones(2, requires_grad=True) * 3)
+        array([3., 3.], dtype=float32)
+    """
+    if isinstance(v, list | tuple):
+        return [to_np(o) for o in v]
+    if isinstance(v, Tensor):
+        v = v.detach().cpu()
+        return (v.float() if v.dtype == torch.bfloat16 else v).numpy()  # numpy has no bfloat16
+    return np.asarray(v)
+
+
+def to_gpu(x: Movable) -> Movable:
+    """`x.cuda()` where there is an NVIDIA GPU; `x` itself where there is none.
+
+    Examples:
+        >>> net = to_gpu(nn.Linear(2, 1))
+    """
+    return x.cuda() if torch.cuda.is_available() else x
+
+
+# ---- nets and optimizers -----------------------------------------------------------------
+
+
+def device_of(net: nn.Module) -> torch.device:
+    """Where the net's parameters are (its buffers, if it has none; else the CPU)."""
+    for tensor in net.parameters():
+        return tensor.device
+    for tensor in net.buffers():
+        return tensor.device
+    return torch.device("cpu")
+
+
+@contextmanager
+def modes_kept(net: nn.Module) -> Iterator[None]:
+    """Gives every part of the net its train or eval mode back at the end."""
+    found = [(module, module.training) for module in net.modules()]
+    try:
+        yield
+    finally:
+        for module, training in found:
+            module.training = training
+
+
+def set_lrs(opt: torch.optim.Optimizer, lrs: float | Sequence[float]) -> None:
+    """Sets the learning rate from here on: one number, or one for each parameter group.
+
+    The optimizer keeps its state (momentum, Adam's averages), so this is what goes between two
+    fits.
+
+    Args:
+        opt: Any optimizer of `torch.optim`.
+        lrs: The rate, or a list with as many rates as `opt.param_groups`.
+
+    Raises:
+        ValueError: if the count is another; no rate is changed then.
+
+    Examples:
+        >>> opt = torch.optim.SGD(nn.Linear(2, 1).parameters(), lr=0.1)
+        >>> set_lrs(opt, 1e-2)
+        >>> opt.param_groups[0]["lr"]
+        0.01
+    """
+    groups = opt.param_groups
+    several = isinstance(lrs, Sequence | np.ndarray)
+    rates = [float(rate) for rate in lrs] if several else [float(lrs)] * len(groups)
+    if len(rates) != len(groups):
+        raise ValueError(
+            explain(
+                "lrs has another length than the optimizer has parameter groups",
+                got=f"{len(rates)} rates for {len(groups)} groups",
+                wanted="one number, or one for each group",
+                fix=f"set_lrs(opt, {rates[0] if rates else 1e-2})",
+                entry="learning-rates",
+            )
+        )
+    for group, rate in zip(groups, rates, strict=True):
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)  # a compiled step reads the rate from this very tensor
+        else:
+            group["lr"] = rate
+
+
+# ---- files and screens -------------------------------------------------------------------
+
+
+@contextmanager
+def whole_file(path: Path | str) -> Iterator[BinaryIO]:
+    """Opens a file for writing that appears under its name whole, or not at all.
+
+    The bytes go to a temporary file in the same folder, which takes the name once it is on the
+    disk (fsync) and nothing was raised. What stood under the name before stays until then.
+
+    Examples:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "note.txt"
+        >>> with whole_file(path) as file:
+        ...     n = file.write(b"all of it")
+        >>> path.read_bytes()
+        b'all of it'
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name is on the disk too
+        finally:
+            os.close(folder)
+
+
+def in_notebook() -> bool:
+    """Whether the code runs in a Jupyter kernel (a notebook, Colab, an IDE's cells)."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")

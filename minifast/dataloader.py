@@ -1,0 +1,181 @@
+"""Batches of arrays, taken whole by index: no row is ever touched by Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .core import as_tensor, explain, training_dtype
+
+__all__ = ["ArrayLoader"]
+
+Batch = tuple[Tensor, ...]
+
+
+class ArrayLoader:
+    """Batches of one or more arrays of the same length: `(x, y)`, or `(x1, ..., xn, y)`.
+
+    `len(loader)` is the number of batches. Each `iter(loader)` stands for itself, starts anew, and
+    has the loader's length, so that `batches = iter(loader); range(len(batches)); next(batches)`
+    works. Every batch is a copy: writing to it leaves the arrays as they were.
+
+    In memory floats become float32 and whole numbers int64, once. uint8 arrays (images) and memory
+    maps stay as they are and are converted a batch at a time, uint8 to float32 without scaling.
+
+    Args:
+        *arrays: numpy arrays, tensors, lists or memory maps; the first axis counts the rows.
+        bs: Rows in a batch; the last one may have fewer.
+        shuffle: A new order each time it is iterated. Otherwise rows come in their own order.
+        seed: Draw the orders from a generator of the loader's own; without one they come from
+            torch's global generator, so that `torch.manual_seed` governs them.
+        tfm: Called with the `x` of each batch (all but the last array, if there are several);
+            gives the `x` to be used.
+        names: What errors call the arrays.
+
+    Raises:
+        TypeError: if an array does not hold numbers, or `bs` is no whole number.
+        ValueError: if the arrays differ in length or have no rows, or `bs` is below 1.
+
+    Examples:
+        >>> loader = ArrayLoader([[1.0], [2.0], [3.0]], [0, 1, 0], bs=2)
+        >>> for x, y in loader:
+        ...     print(x.tolist(), y.tolist())
+        [[1.0], [2.0]] [0, 1]
+        [[3.0]] [0]
+    """
+
+    def __init__(
+        self,
+        *arrays: Any,
+        bs: int = 64,
+        shuffle: bool = False,
+        seed: int | None = None,
+        tfm: Callable[..., Any] | None = None,
+        names: tuple[str, ...] = (),
+    ) -> None:
+        names = names or tuple(f"array {i}" for i in range(len(arrays)))
+        _check_batch_size(bs)
+        self.bs = bs
+        self.shuffle = shuffle
+        self.tfm = tfm
+        self.generator = None if seed is None else torch.Generator().manual_seed(seed)
+        self.arrays = [_rows(a, name) for a, name in zip(arrays, names, strict=True)]
+        _check_lengths(self.arrays, names)
+        self.n_rows = len(self.arrays[0])
+        self._gather = [_gatherer(a) for a in self.arrays]
+
+    def __len__(self) -> int:
+        return -(-self.n_rows // self.bs)
+
+    def __iter__(self) -> Batches:
+        if not self.shuffle:
+            return self.in_order(self.bs)
+        return Batches(self, torch.randperm(self.n_rows, generator=self.generator), self.bs)
+
+    def in_order(self, bs: int) -> Batches:
+        """All rows in their own order, whether the loader shuffles or not, `bs` in a batch.
+
+        Examples:
+            >>> [len(x) for x, in ArrayLoader(range(10), shuffle=True).in_order(4)]
+            [4, 4, 2]
+        """
+        return Batches(self, torch.arange(self.n_rows), bs)
+
+    def take(self, rows: Tensor) -> Batch:
+        """The batch of these row numbers (int64, on the arrays' device)."""
+        batch = tuple([gather(rows) for gather in self._gather])
+        return batch if self.tfm is None else self._transform(self.tfm, batch)
+
+    def _transform(self, tfm: Callable[..., Any], batch: Batch) -> Batch:
+        if len(batch) == 1:
+            return (tfm(*batch),)
+        *xs, y = batch
+        x = tfm(*xs)
+        return (*x, y) if isinstance(x, tuple) else (x, y)
+
+
+class Batches:
+    """One pass over an `ArrayLoader`: an iterator with a length."""
+
+    __slots__ = ("_loader", "_parts", "_remaining")
+
+    def __init__(self, loader: ArrayLoader, rows: Tensor, bs: int) -> None:
+        self._loader = loader
+        self._parts = rows.to(loader.arrays[0].device).split(bs)
+        self._remaining = iter(self._parts)
+
+    def __len__(self) -> int:
+        """The batches of the whole pass, those already taken included."""
+        return len(self._parts)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        return self._loader.take(next(self._remaining))
+
+
+def _rows(a: Any, name: str) -> Tensor:
+    """The array as a tensor, in the dtype in which it stays in memory."""
+    t = as_tensor(a, name)
+    if t.ndim == 0:
+        raise TypeError(
+            explain(
+                f"{name} has no rows",
+                got="a single number",
+                wanted="an array whose first axis counts the rows",
+                fix=f"np.array([{t.item()}])",
+                entry="lengths-differ",
+            )
+        )
+    stays = isinstance(a, np.memmap) or (t.dtype == torch.uint8 and t.ndim > 1)
+    return t if stays else t.to(_dtype(t))
+
+
+def _dtype(t: Tensor) -> torch.dtype:
+    """What a batch of `t` is made of; bytes and truth values are numbers, or labels if 1-D."""
+    if t.dtype in (torch.uint8, torch.bool):
+        return torch.float32 if t.ndim > 1 else torch.int64
+    return training_dtype(t.dtype)
+
+
+def _gatherer(a: Tensor) -> Callable[[Tensor], Tensor]:
+    dtype, select = _dtype(a), a.index_select
+    if dtype == a.dtype:
+        return lambda rows: select(0, rows)
+    return lambda rows: select(0, rows).to(dtype)
+
+
+def _check_batch_size(bs: Any) -> None:
+    whole = isinstance(bs, int | np.integer) and not isinstance(bs, bool)
+    if not whole or bs < 1:
+        raise (ValueError if whole else TypeError)(
+            explain(
+                "bs is no batch size",
+                got=repr(bs),
+                wanted="a whole number of rows, 1 or more",
+                fix="bs=64",
+                entry="batch-size",
+            )
+        )
+
+
+def _check_lengths(arrays: list[Tensor], names: tuple[str, ...]) -> None:
+    lengths = [len(a) for a in arrays]
+    if len(set(lengths)) == 1 and lengths[0] > 0:
+        return
+    got = ", ".join(f"{name} has {n:,} rows" for name, n in zip(names, lengths, strict=True))
+    raise ValueError(
+        explain(
+            " and ".join(names) + (" differ in length" if len(set(lengths)) > 1 else ": no rows"),
+            got=got or "no arrays",
+            wanted="the same number of rows in each, at least one: row i of one belongs to row i "
+            "of the other",
+            fix="print the len() of each where it is made, and cut or join them alike",
+            entry="lengths-differ",
+        )
+    )

@@ -1,0 +1,183 @@
+"""What happened in a fit, as plain data."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import torch
+from torch import Tensor
+
+from .core import whole_file
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["History"]
+
+Row = dict[str, Any]
+
+
+class History(Sequence[Row]):
+    """The epochs of a fit: a row each, a dict of plain numbers.
+
+    Attributes:
+        stopped: Why training stopped before its last epoch; None if it did not.
+
+    Examples:
+        >>> h = History([{"epoch": 0, "trn_loss": 0.5, "accuracy": 0.8},
+        ...              {"epoch": 1, "trn_loss": 0.25, "accuracy": 0.9}])
+        >>> h[-1]["accuracy"], h["trn_loss"]
+        (0.9, [0.5, 0.25])
+        >>> h
+        epoch  trn_loss  accuracy
+            0  0.500000  0.800000
+            1  0.250000  0.900000
+    """
+
+    def __init__(self, rows: Iterable[Mapping[str, Any]] = ()) -> None:
+        self.stopped: str | None = None
+        self._rows: list[Row] = []
+        for row in rows:
+            self.append(row)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Adds an epoch's row; tensors and numpy numbers in it become Python's."""
+        self._rows.append({name: _plain(value) for name, value in row.items()})
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the columns, in the order in which they first appeared."""
+        return list(dict.fromkeys(name for row in self._rows for name in row))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, key: int) -> Row: ...
+    @overload
+    def __getitem__(self, key: slice) -> list[Row]: ...
+    @overload
+    def __getitem__(self, key: str) -> list[Any]: ...  # type: ignore[override]
+    def __getitem__(self, key: Any) -> Any:  # a column may have any type that a callback put there
+        if not isinstance(key, str):
+            return self._rows[key]
+        if key not in self.columns:
+            raise KeyError(f"no column {key!r}: there are {', '.join(self.columns) or 'none yet'}")
+        return [row.get(key) for row in self._rows]
+
+    def __repr__(self) -> str:
+        if not self._rows:
+            return "History of no epochs"
+        table = Table(self.columns)
+        return "\n".join([table.header(), *(table.line(row) for row in self._rows)])
+
+    def _repr_html_(self) -> str:
+        """The table that a notebook shows."""
+        from html import escape
+
+        def cells(tag: str, texts: Iterable[str]) -> str:
+            return "<tr>" + "".join(f"<{tag}>{escape(text)}</{tag}>" for text in texts) + "</tr>"
+
+        names = self.columns
+        body = [cells("td", (_text(row.get(name)) for name in names)) for row in self._rows]
+        return f"<table>{cells('th', names)}{''.join(body)}</table>"
+
+    def to_csv(self, path: str | Path) -> None:
+        """Writes a line an epoch under a line of names, whole or not at all.
+
+        Numbers are written so that reading them gives the same ones back.
+        """
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self.columns)
+        writer.writeheader()
+        writer.writerows(self._rows)
+        with whole_file(path) as file:
+            file.write(text.getvalue().encode())
+
+    def plot(self) -> Figure:
+        """The losses, and beside them the metrics, over the epochs."""
+        from .plots import plot_history
+
+        return plot_history(self)
+
+
+class Table:
+    """Lines of text with a column for each name: what `fit` prints and a `History` shows."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = list(names)
+        # Room for 0.123456 or -1.2346e-05; the epoch needs no more than its name.
+        self.widths = [len(n) if n == "epoch" else max(len(n), 8) for n in self.names]
+
+    def header(self) -> str:
+        """The names."""
+        return self._join(self.names)
+
+    def line(self, row: Mapping[str, Any]) -> str:
+        """The values of a row; what it lacks stays blank."""
+        return self._join(_text(row.get(name)) for name in self.names)
+
+    def _join(self, texts: Iterable[str]) -> str:
+        pairs = zip(texts, self.widths, strict=True)
+        return "  ".join(text.rjust(width) for text, width in pairs)
+
+
+def _text(value: Any) -> str:
+    """A value as a table shows it: six decimals, or an exponent where they would not do."""
+    if value is None:
+        return ""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.6f}" if value == 0 or 1e-4 <= abs(value) < 1e4 else f"{value:.4g}"
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
+
+
+class RunningLoss:
+    """The training loss as fastai smooths it: an exponential average (0.98), debiased.
+
+    `avg = 0.98 * avg + 0.02 * loss` over all batches of a fit, shown as `avg / (1 - 0.98**n)`.
+    The losses are kept as tensors and read when somebody asks, so nothing waits for a GPU.
+
+    Examples:
+        >>> smooth = RunningLoss()
+        >>> for loss in 1.0, 2.0, 3.0, 4.0:
+        ...     smooth.add(torch.tensor(loss))
+        >>> round(smooth.value(), 8)
+        2.52525046
+    """
+
+    __slots__ = ("average", "count", "unread")
+
+    MOMENTUM = 0.98
+    MOST_UNREAD = 1000  # bounds the memory that waits; reading so many costs a moment
+
+    def __init__(self) -> None:
+        self.average = 0.0
+        self.count = 0
+        self.unread: list[Tensor] = []
+
+    def add(self, loss: Tensor) -> None:
+        """Takes the loss of a batch, detached."""
+        self.unread.append(loss)
+        if len(self.unread) >= self.MOST_UNREAD:
+            self._read()
+
+    def value(self) -> float:
+        """The smoothed loss so far; nan before the first batch. Syncs with the GPU."""
+        self._read()
+        return self.average / (1 - self.MOMENTUM**self.count) if self.count else float("nan")
+
+    def _read(self) -> None:
+        if not self.unread:
+            return
+        for loss in torch.stack(self.unread).tolist():
+            self.average = self.MOMENTUM * self.average + (1 - self.MOMENTUM) * loss
+        self.count += len(self.unread)
+        self.unread.clear()

@@ -1,0 +1,342 @@
+"""How well it went: functions `(preds, targs) -> number`.
+
+A metric is any such function. Most are means over rows, like `accuracy`: `fit` averages them over
+the batches, each by its number of rows. One that is not a mean, like `f1`, says so with
+`@whole_epoch` and is called once, with all rows. An object with `reset()`, `update(preds, targs)`
+and `compute()` is a metric too.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, TypeVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = [
+    "accuracy",
+    "accuracy_multi",
+    "accuracy_multi_np",
+    "accuracy_np",
+    "accuracy_thresh",
+    "f1",
+    "f1_np",
+    "fbeta",
+    "fbeta_np",
+    "precision",
+    "precision_np",
+    "recall",
+    "recall_np",
+    "whole_epoch",
+]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+EPSILON = 1e-8
+
+
+def whole_epoch(metric: Function) -> Function:
+    """Marks a function of `(preds, targs)` as no mean over rows.
+
+    `fit` then calls it once an epoch, with the predictions and targets of all rows, on the CPU.
+
+    Examples:
+        >>> @whole_epoch
+        ... def rmse(preds, targs):
+        ...     return ((preds - targs) ** 2).mean().sqrt()
+    """
+    metric.whole_epoch = True  # type: ignore[attr-defined]
+    return metric
+
+
+# ---- metrics of classes ------------------------------------------------------------------
+
+
+def accuracy(preds: Tensor, targs: Tensor) -> Tensor:
+    """Share of the rows whose largest score is at the target.
+
+    Args:
+        preds: Scores, `(n, c)`: probabilities, their logarithms, or any other.
+        targs: Classes, int64, `(n,)`.
+
+    Returns:
+        0-dim tensor in 0..1, on the device of `preds`.
+
+    Examples:
+        >>> accuracy(torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([0, 0])).item()
+        0.5
+    """
+    return _share(preds.argmax(dim=1) == targs)
+
+
+def accuracy_np(preds: np.ndarray, targs: np.ndarray) -> float:
+    """`accuracy` of numpy arrays.
+
+    Examples:
+        >>> accuracy_np(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 0]))
+        0.5
+    """
+    return float((np.argmax(preds, axis=1) == targs).mean())
+
+
+def accuracy_multi(preds: Tensor, targs: Tensor, thresh: float) -> Tensor:
+    """Share of right entries where a row may have several classes.
+
+    Args:
+        preds: Scores, `(n, c)`; above `thresh` counts as yes.
+        targs: 0 or 1, `(n, c)`.
+        thresh: The bound.
+
+    Examples:
+        >>> accuracy_multi(torch.tensor([[0.9, 0.1]]), torch.tensor([[1, 1]]), 0.5).item()
+        0.5
+    """
+    return _share((preds > thresh) == (targs > 0))
+
+
+def accuracy_multi_np(preds: np.ndarray, targs: np.ndarray, thresh: float) -> float:
+    """`accuracy_multi` of numpy arrays."""
+    return float(((preds > thresh) == (targs > 0)).mean())
+
+
+def accuracy_thresh(thresh: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """`accuracy_multi` with this threshold, as a metric for `fit`.
+
+    Examples:
+        >>> accuracy_thresh(0.5).__name__
+        'accuracy_thresh_0.5'
+    """
+
+    def metric(preds: Tensor, targs: Tensor) -> Tensor:
+        return accuracy_multi(preds, targs, thresh)
+
+    metric.__name__ = f"accuracy_thresh_{thresh:g}"
+    return metric
+
+
+def _share(hits: Tensor) -> Tensor:
+    """The mean of truth values, in float64 where there is one, so that 0.838 is not 0.83799999."""
+    return hits.mean(dtype=torch.float32 if hits.device.type == "mps" else torch.float64)
+
+
+# ---- precision and recall: two classes, log-probabilities --------------------------------
+
+
+@whole_epoch
+def recall(
+    log_preds: Tensor, targs: Tensor, thresh: float = 0.5, epsilon: float = EPSILON
+) -> Tensor:
+    """Share of the rows of class 1 that are found.
+
+    Args:
+        log_preds: Log-probabilities of the two classes, `(n, 2)`.
+        targs: 0 or 1, `(n,)`.
+        thresh: A row counts as class 1 when its probability is above it.
+        epsilon: Keeps the share defined where no row is of class 1.
+
+    Examples:
+        >>> log_preds = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]]).log()
+        >>> recall(log_preds, torch.tensor([0, 1, 1]))
+        tensor(0.5000)
+    """
+    return _recall(log_preds[:, 1].exp() > thresh, targs > 0, epsilon)
+
+
+@whole_epoch
+def precision(
+    log_preds: Tensor, targs: Tensor, thresh: float = 0.5, epsilon: float = EPSILON
+) -> Tensor:
+    """Share of the rows taken for class 1 that are of class 1; arguments as for `recall`."""
+    return _precision(log_preds[:, 1].exp() > thresh, targs > 0, epsilon)
+
+
+@whole_epoch
+def fbeta(
+    log_preds: Tensor,
+    targs: Tensor,
+    beta: float,
+    thresh: float = 0.5,
+    epsilon: float = EPSILON,
+) -> Tensor:
+    """The weighted harmonic mean of precision p and recall r: `(1 + b²) p r / (b² p + r)`.
+
+    Args:
+        log_preds: Log-probabilities of the two classes, `(n, 2)`.
+        targs: 0 or 1, `(n,)`.
+        beta: Above 1 recall counts more, below 1 precision.
+        thresh: A row counts as class 1 when its probability is above it.
+        epsilon: Keeps the shares defined where there is nothing to share.
+
+    Raises:
+        ValueError: if `beta` is not above 0.
+    """
+    found, actual = log_preds[:, 1].exp() > thresh, targs > 0
+    p, r = _precision(found, actual, epsilon), _recall(found, actual, epsilon)
+    return cast(Tensor, _fbeta(p, r, beta, epsilon))
+
+
+@whole_epoch
+def f1(log_preds: Tensor, targs: Tensor, thresh: float = 0.5, epsilon: float = EPSILON) -> Tensor:
+    """`fbeta` with beta 1: precision and recall count the same."""
+    return fbeta(log_preds, targs, 1, thresh, epsilon)
+
+
+# ---- the same for several classes a row, numpy, probabilities ----------------------------
+
+
+def recall_np(
+    preds: np.ndarray, targs: np.ndarray, thresh: float = 0.5, epsilon: float = EPSILON
+) -> float:
+    """Share of the entries that are 1 in `targs` with a probability above `thresh`.
+
+    Examples:
+        >>> round(recall_np(np.array([[0.9, 0.1], [0.8, 0.3]]), np.array([[1, 1], [1, 0]])), 4)
+        0.6667
+    """
+    return float(_recall(preds > thresh, targs > 0, epsilon))
+
+
+def precision_np(
+    preds: np.ndarray, targs: np.ndarray, thresh: float = 0.5, epsilon: float = EPSILON
+) -> float:
+    """Share of the entries with a probability above `thresh` that are 1 in `targs`."""
+    return float(_precision(preds > thresh, targs > 0, epsilon))
+
+
+def fbeta_np(
+    preds: np.ndarray,
+    targs: np.ndarray,
+    beta: float,
+    thresh: float = 0.5,
+    epsilon: float = EPSILON,
+) -> float:
+    """`fbeta` over all entries of probabilities and targets, each `(n, c)`."""
+    p = precision_np(preds, targs, thresh, epsilon)
+    return float(_fbeta(p, recall_np(preds, targs, thresh, epsilon), beta, epsilon))
+
+
+def f1_np(
+    preds: np.ndarray, targs: np.ndarray, thresh: float = 0.5, epsilon: float = EPSILON
+) -> float:
+    """`fbeta_np` with beta 1."""
+    return fbeta_np(preds, targs, 1, thresh, epsilon)
+
+
+def _recall(found: Any, actual: Any, epsilon: float) -> Any:
+    return (found & actual).sum() / (actual.sum() + epsilon)
+
+
+def _precision(found: Any, actual: Any, epsilon: float) -> Any:
+    return (found & actual).sum() / (found.sum() + epsilon)
+
+
+def _fbeta(p: Any, r: Any, beta: float, epsilon: float) -> Any:
+    if beta <= 0:
+        raise ValueError(f"beta must be above 0, not {beta}: f1 is fbeta with beta=1")
+    return (1 + beta**2) * p * r / (beta**2 * p + r + epsilon)
+
+
+# ---- how fit computes them ---------------------------------------------------------------
+
+
+class Meter(Protocol):
+    """A metric over a whole epoch: what every kind of metric is turned into."""
+
+    def update(self, preds: Any, targs: Any) -> object:
+        """Takes a batch."""
+
+    def compute(self) -> Any:
+        """The value over all batches taken."""
+
+
+class RowMean:
+    """The mean of a function's values, each batch by its number of rows.
+
+    Values stay tensors where they are ones, so that nothing waits for a GPU before `compute`.
+
+    Examples:
+        >>> mean = RowMean(accuracy)
+        >>> mean.add(1.0, rows=3), mean.add(0.0, rows=1)
+        (None, None)
+        >>> mean.compute()
+        0.75
+    """
+
+    def __init__(self, metric: Callable[..., Any]) -> None:
+        self.metric = metric
+        self.values: list[Any] = []
+        self.rows: list[int] = []
+
+    def update(self, preds: Any, targs: Any) -> None:
+        """Takes a batch."""
+        self.add(self.metric(preds, targs), rows_of(targs))
+
+    def add(self, value: Any, rows: int) -> None:
+        """Takes the value over a batch of so many rows."""
+        self.values.append(value.detach() if isinstance(value, Tensor) else value)
+        self.rows.append(rows)
+
+    def compute(self) -> float:
+        """The mean so far; nan if there was no batch."""
+        if not self.rows:
+            return float("nan")
+        values = self.values
+        if isinstance(values[0], Tensor):
+            values = torch.stack(values).tolist()  # syncs with the GPU, once
+        return float(np.average(values, weights=self.rows))
+
+
+class Whole:
+    """A function's value on all rows at once."""
+
+    def __init__(self, metric: Callable[..., Any]) -> None:
+        self.metric = metric
+        self.preds: list[Tensor] = []
+        self.targs: list[Tensor] = []
+
+    def update(self, preds: Tensor, targs: Tensor) -> None:
+        """Takes a batch."""
+        self.preds.append(preds.detach().cpu())
+        self.targs.append(targs.detach().cpu())
+
+    def compute(self) -> float:
+        """The value over all batches taken."""
+        return float(self.metric(torch.cat(self.preds), torch.cat(self.targs)))
+
+
+def meter(metric: Any) -> Meter:
+    """A fresh meter of any kind of metric."""
+    if is_meter(metric):
+        metric.reset()
+        return cast(Meter, metric)
+    return Whole(metric) if getattr(metric, "whole_epoch", False) else RowMean(metric)
+
+
+def is_meter(metric: Any) -> bool:
+    """Whether the metric keeps count by itself: `reset`, `update`, `compute`."""
+    return all(callable(getattr(metric, name, None)) for name in ("reset", "update", "compute"))
+
+
+def metric_names(metrics: Iterable[Any]) -> list[str]:
+    """A column's name for each metric, no two the same.
+
+    Examples:
+        >>> metric_names([accuracy, functools.partial(fbeta, beta=2), lambda p, t: 0, accuracy])
+        ['accuracy', 'fbeta', 'lambda', 'accuracy_2']
+    """
+    names: list[str] = []
+    for metric in metrics:
+        while isinstance(metric, functools.partial):
+            metric = metric.func
+        name = getattr(metric, "__name__", type(metric).__name__).strip("<>")
+        count = sum(n == name or n.startswith(f"{name}_") and n[len(name) + 1 :].isdigit()
+                    for n in names)
+        names.append(f"{name}_{count + 1}" if count else name)
+    return names
+
+
+def rows_of(targs: Any) -> int:
+    """The number of rows of a batch's target, a tensor or several."""
+    return len(targs) if isinstance(targs, Tensor) else len(targs[0])

@@ -1,0 +1,271 @@
+"""Training, validation and prediction: the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from . import checks
+from .callback import Callback, Events, Run
+from .core import T, V, device_of, modes_kept, set_lrs, to_np
+from .dataloader import ArrayLoader
+from .dataset import ModelData
+from .history import History
+from .metrics import RowMean, meter, metric_names
+from .progress import Progress
+from .stepper import Stepper, split_batch
+
+__all__ = [
+    "T",
+    "V",
+    "fit",
+    "predict",
+    "predict_with_targs",
+    "set_lrs",
+    "to_np",
+    "validate",
+]
+
+# A batch where no gradient is kept may be larger: fewer calls, and it still fits the cache.
+EVALUATION_ROWS, EVALUATION_BYTES = 2000, 2**24
+
+
+def fit(
+    net: nn.Module,
+    data: ModelData,
+    epochs: int | None = None,
+    crit: Callable[..., Tensor] | None = None,
+    opt: torch.optim.Optimizer | None = None,
+    metrics: Sequence[Any] | None = (),
+    callbacks: Sequence[Callback] | None = (),
+    *,
+    n_epochs: int | None = None,
+    stepper: Stepper | None = None,
+    progress: bool = True,
+) -> History:
+    """Trains `net` on `data`, in place, and validates it after each epoch.
+
+    On the CPU the weights are, to the bit, those of the loop in `examples/plain_loop.py`. Batches
+    go where the net's parameters are. The net is left in the train or eval mode it was found in.
+    Calling `fit` again trains on with the same net and optimizer.
+
+    Args:
+        net: Sequential or any other module, on any device.
+        data: The loaders: `trn_dl` to train on, `val_dl` (or None) to validate with.
+        epochs: How many times to go through `trn_dl`.
+        crit: The loss: `crit(preds, y)` gives a 0-dim tensor, the mean over the batch's rows.
+        opt: An optimizer over the net's parameters.
+        metrics: Functions `(preds, targs) -> number`; see `minifast.metrics`.
+        callbacks: What else should happen; see `minifast.callback`. Called in this order.
+        n_epochs: fastai's name of `epochs`.
+        stepper: How one batch is learned; see `minifast.stepper`.
+        progress: Print the table and show the bar.
+
+    Returns:
+        A row an epoch: `epoch`, `trn_loss` (smoothed as fastai does), `val_loss`, the metrics.
+        Each row of the validation set counts once in them, however the batches fall.
+
+    Raises:
+        TypeError, ValueError: before any training, when an argument is not what it should be.
+        KeyboardInterrupt: on Ctrl-C, with the history so far as its attribute `history`.
+
+    Examples:
+        >>> x = torch.randn(200, 4)
+        >>> md = ModelData(".", ArrayLoader(x, x.sum(1, keepdim=True), shuffle=True))
+        >>> net = nn.Linear(4, 1)
+        >>> opt = torch.optim.SGD(net.parameters(), lr=0.1)
+        >>> history = fit(net, md, epochs=5, crit=nn.MSELoss(), opt=opt, progress=False)
+        >>> history["trn_loss"][-1] < history["trn_loss"][0]
+        True
+    """
+    run = _checked_run(net, data, epochs, crit, opt, metrics, callbacks, n_epochs)
+    stepper = stepper or Stepper()
+    events = Events([*run.callbacks, Progress()] if progress else run.callbacks)
+    try:
+        with modes_kept(net), events.training(run):
+            for run.epoch in range(run.epochs):
+                if run.stopped:
+                    break
+                net.train()
+                events.on_epoch_begin(run)
+                _train_epoch(run, stepper, events)
+                if run.stopped:
+                    break
+                run.values = {"epoch": run.epoch, "trn_loss": run.running_loss.value()}
+                if data.val_dl is not None:
+                    net.eval()
+                    events.on_validate_begin(run)
+                    run.values |= _evaluate(net, data.val_dl, run.crit, run.metrics, stepper)
+                    events.on_validate_end(run)
+                events.on_epoch_end(run)
+                run.history.append(run.values)
+    except KeyboardInterrupt as interrupt:
+        interrupt.history = run.history  # type: ignore[attr-defined]
+        raise
+    finally:
+        run.history.stopped = run.stopped
+    return run.history
+
+
+def _train_epoch(run: Run, stepper: Stepper, events: Events) -> None:
+    """Learns from each batch of the training data once, or until somebody asks to stop."""
+    device = device_of(run.net)
+    batches = iter(()) if run.stopped else _first_checked(run)
+    for run.batch, batch in enumerate(batches):
+        run.x, run.y = split_batch(batch, device)
+        events.on_batch_begin(run)
+        run.running_loss.add(stepper.step(run, events))
+        run.step += 1
+        events.on_batch_end(run)
+        if run.stopped:
+            break
+
+
+def _first_checked(run: Run) -> Iterator[Any]:
+    """The epoch's batches; the very first is looked at before anything is learned from it."""
+    batches = iter(run.data.trn_dl)
+    if run.step > 0:
+        return batches
+    first = list(islice(batches, 1))
+    for batch in first:
+        checks.check_batch(batch)
+        checks.check_labels(run.crit, batch[-1])
+    return chain(first, batches)
+
+
+def validate(
+    net: nn.Module,
+    dl: Any,
+    crit: Callable[..., Tensor],
+    metrics: Sequence[Any] | None = (),
+) -> dict[str, float]:
+    """The loss and the metrics over all rows of a loader, each row counted once.
+
+    The net is put in eval mode and back; no gradients are kept.
+
+    Args:
+        net: Any module.
+        dl: A loader of batches `(x, y)`, such as `md.val_dl`.
+        crit: The loss: `crit(preds, y)`.
+        metrics: As for `fit`.
+
+    Returns:
+        `{"val_loss": ..., "accuracy": ..., ...}`, in the order of the metrics.
+
+    Examples:
+        >>> dl = ArrayLoader(torch.ones(3, 2), torch.zeros(3, 2))
+        >>> validate(nn.Identity(), dl, nn.MSELoss())
+        {'val_loss': 1.0}
+    """
+    checks.check_net(net)
+    checks.check_loader(dl)
+    metrics = checks.check_list("metrics", metrics, "functions (preds, targs) -> number")
+    with modes_kept(net):
+        net.eval()
+        return _evaluate(net, dl, crit, metrics, Stepper())
+
+
+@torch.no_grad()
+def _evaluate(
+    net: nn.Module,
+    dl: Any,
+    crit: Callable[..., Tensor],
+    metrics: Sequence[Any],
+    stepper: Stepper,
+) -> dict[str, float]:
+    """One pass over the loader with the net as it is, which is in eval mode."""
+    device = device_of(net)
+    meters = [RowMean(crit), *map(meter, metrics)]
+    for batch in _in_order(dl):
+        x, y = split_batch(batch, device)
+        preds = stepper.forward(net, x)
+        for each in meters:
+            each.update(preds, y)
+    names = ["val_loss", *metric_names(metrics)]
+    return {name: float(each.compute()) for name, each in zip(names, meters, strict=True)}
+
+
+def predict(net: nn.Module, dl: Any) -> np.ndarray:
+    """What the net makes of each row of a loader, as one numpy array: row i belongs to row i.
+
+    The rows of an `ArrayLoader` come in their own order, whether it shuffles or not; those of
+    another loader in the order in which it yields them. The net is put in eval mode and back.
+
+    Args:
+        net: Any module.
+        dl: A loader of batches `(x, y)`, or of `x` alone.
+
+    Returns:
+        `(rows, ...)`: the outputs, on the CPU, in the net's dtype.
+
+    Examples:
+        >>> predict(nn.Identity(), ArrayLoader([[1.0], [2.0], [3.0]], [0, 0, 0], bs=2)).ravel()
+        array([1., 2., 3.], dtype=float32)
+    """
+    return np.concatenate([preds for preds, _ in _predictions(net, dl)])
+
+
+def predict_with_targs(net: nn.Module, dl: Any) -> tuple[np.ndarray, np.ndarray]:
+    """`predict`, and the targets of the same rows beside it.
+
+    Examples:
+        >>> preds, targs = predict_with_targs(nn.Identity(), ArrayLoader([[1.0], [2.0]], [0, 1]))
+        >>> targs
+        array([0, 1])
+    """
+    preds, targs = zip(*_predictions(net, dl), strict=True)
+    return np.concatenate(preds), np.concatenate(targs)
+
+
+@torch.no_grad()
+def _predictions(net: nn.Module, dl: Any) -> list[tuple[np.ndarray, Any]]:
+    """The outputs and targets of each batch, off the GPU as soon as they are there."""
+    checks.check_net(net)
+    checks.check_loader(dl)
+    device, stepper = device_of(net), Stepper()
+    found = []
+    with modes_kept(net):
+        net.eval()
+        for batch in _in_order(dl):
+            alone = isinstance(batch, Tensor) or len(batch) == 1
+            x, y = split_batch((*batch, None) if alone else batch, device)
+            found.append((to_np(stepper.forward(net, x)), to_np(y)))
+    return found
+
+
+def _in_order(dl: Any) -> Iterable[Any]:
+    """The batches to evaluate: of arrays many rows at once, as no gradients fill the memory."""
+    if not isinstance(dl, ArrayLoader):
+        return cast(Iterable[Any], dl)
+    row_bytes = sum(a[0].numel() for a in dl.arrays) * 4
+    return dl.in_order(max(dl.bs, min(EVALUATION_ROWS, EVALUATION_BYTES // max(row_bytes, 1))))
+
+
+def _checked_run(
+    net: Any,
+    data: Any,
+    epochs: Any,
+    crit: Any,
+    opt: Any,
+    metrics: Any,
+    callbacks: Any,
+    n_epochs: Any,
+) -> Run:
+    """The record of a fit whose arguments are what they should be."""
+    checks.check_net(net)
+    checks.check_data(data)
+    checks.check_crit_and_opt(net, crit, opt)
+    return Run(
+        net=net,
+        data=data,
+        opt=opt,
+        crit=crit,
+        metrics=checks.check_list("metrics", metrics, "functions (preds, targs) -> number"),
+        epochs=checks.check_epochs(epochs, n_epochs),
+        callbacks=checks.check_list("callbacks", callbacks, "callbacks, each an object", Callback),
+    )

@@ -1,0 +1,182 @@
+"""Pictures: each function draws one and returns its matplotlib figure.
+
+None of them calls `plt.show`, writes a file or changes the backend. In a notebook the figure is
+shown once, at the end of its cell; in a script `plt.show()` shows it and `figure.savefig` saves it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from .core import explain, to_np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from .history import History
+
+__all__ = ["plots", "show"]
+
+INK, MUTED, MISTAKE = "#1f2933", "#7b8794", "#b45309"
+
+
+class Picture(Figure):
+    """A figure that a notebook shows once, also where its cell ends with the figure itself.
+
+    The inline backend shows every open figure when a cell ends. The figure that the cell's last
+    line gives would be shown beside that a second time; here it is not while it is still open.
+    """
+
+    def _ipython_display_(self) -> None:
+        import matplotlib.pyplot as plt
+
+        if self.number not in plt.get_fignums():  # shown and closed in an earlier cell
+            from IPython.display import Image, display
+
+            display(Image(_png(self)))  # type: ignore[no-untyped-call]
+
+
+def show(img: Any, title: object = None, figsize: tuple[float, float] = (4, 4)) -> Figure:
+    """Draws one image.
+
+    Args:
+        img: `(h, w)` gray, `(h, w, 3 or 4)` colour, or the same with the channel first; array or
+            tensor. Bytes are taken as 0..255; gray values are spread from black to white.
+        title: Drawn above it.
+        figsize: Width and height in inches.
+
+    Raises:
+        ValueError: for any other shape; the message says how to reshape.
+
+    Examples:
+        >>> figure = show(np.eye(28), "a line")
+    """
+    return plots([img], figsize=figsize, titles=None if title is None else [title])
+
+
+def plots(
+    ims: Any,
+    figsize: tuple[float, float] = (12, 6),
+    rows: int = 2,
+    titles: Sequence[object] | np.ndarray | None = None,
+    *,
+    maintitle: str | None = None,
+    cmap: str = "gray",
+    marked: Sequence[int] = (),
+) -> Figure:
+    """Draws images in a grid.
+
+    Args:
+        ims: The images, of shapes as for `show`: a list of them or an array `(n, ...)`.
+        figsize: Width and height in inches.
+        rows: Rows of the grid.
+        titles: One for each image.
+        maintitle: Drawn above all.
+        cmap: matplotlib's colour map for images without colour.
+        marked: Numbers of the images to frame and to set in bold, such as mistakes.
+
+    Raises:
+        ValueError: if an image has another shape, or there are fewer titles than images.
+
+    Examples:
+        >>> figure = plots(np.random.rand(6, 28, 28), titles=range(6))
+        >>> len(figure.axes)
+        6
+    """
+    import matplotlib.pyplot as plt  # takes half a second: only who draws pays it
+
+    images = [_image(img, i) for i, img in enumerate(ims)]
+    texts = [] if titles is None else [str(title) for title in titles]
+    if texts and len(texts) < len(images):
+        raise ValueError(
+            explain(
+                "titles is shorter than ims",
+                got=f"{len(texts)} titles for {len(images)} images",
+                wanted="a title for each image",
+                fix=f"plots(ims[:{len(texts)}], titles=titles)",
+                entry="images",
+            )
+        )
+    rows = min(rows, len(images)) or 1
+    figure = plt.figure(figsize=figsize, FigureClass=Picture, layout="constrained")
+    for i, image in enumerate(images):
+        ax = figure.add_subplot(rows, -(-len(images) // rows), i + 1)
+        ax.imshow(image, cmap=cmap)
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+        if texts:
+            ax.set_title(texts[i], color=INK)
+        if i in marked:
+            _mark(ax)
+    if maintitle is not None:
+        figure.suptitle(maintitle, color=INK)
+    return figure
+
+
+def _mark(ax: Axes) -> None:
+    ax.spines[:].set(visible=True, color=MISTAKE, linewidth=4)
+    ax.title.set(color=MISTAKE, fontweight="bold")
+
+
+def plot_history(history: History) -> Figure:
+    """Draws the columns of a history over its epochs: losses on the left, the rest on the right.
+
+    Examples:
+        >>> from minifast.history import History
+        >>> figure = plot_history(History([{"epoch": 0, "trn_loss": 0.5, "accuracy": 0.8}]))
+    """
+    import matplotlib.pyplot as plt
+
+    names = [name for name in history.columns if name != "epoch"]
+    losses = [name for name in names if name.endswith("loss")]
+    panels = [part for part in (losses, [n for n in names if n not in losses]) if part]
+    figure = plt.figure(
+        figsize=(6 * max(len(panels), 1), 4), FigureClass=Picture, layout="constrained"
+    )
+    for i, panel in enumerate(panels):
+        ax = figure.add_subplot(1, len(panels), i + 1)
+        for name, style in zip(panel, ("-o", "--s", ":^", "-.D") * len(panel), strict=False):
+            ax.plot(history["epoch"], history[name], style, label=name, markersize=4)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.set_xlabel("epoch", color=INK)
+        ax.grid(color=MUTED, alpha=0.25)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.legend(frameon=False)
+    return figure
+
+
+def _image(img: Any, i: int) -> np.ndarray:
+    """The image as matplotlib draws it: `(h, w)`, or `(h, w, 3 or 4)`."""
+    image = to_np(img)
+    if image.ndim == 3 and image.shape[-1] not in (1, 3, 4) and image.shape[0] in (1, 3, 4):
+        image = np.moveaxis(image, 0, -1)
+    if image.ndim == 3 and image.shape[-1] == 1:
+        image = image[..., 0]
+    if image.ndim == 2 or (image.ndim == 3 and image.shape[-1] in (3, 4)):
+        return cast(np.ndarray, image)
+    side = int(image.size**0.5)
+    square = image.ndim == 1 and side * side == image.size
+    raise ValueError(
+        explain(
+            f"image {i} has a shape that cannot be drawn",
+            got=f"shape {image.shape}",
+            wanted="(h, w), (h, w, 3 or 4), or (3 or 4, h, w)",
+            fix=f"reshape flat rows: x.reshape(-1, {side}, {side})"
+            if square
+            else "a list or array of images: plots(ims), of one: show(img)",
+            entry="images",
+        )
+    )
+
+
+def _png(figure: Figure) -> bytes:
+    import io
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", bbox_inches="tight")
+    return buffer.getvalue()

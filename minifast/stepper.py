@@ -1,0 +1,80 @@
+"""How one batch is learned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .callback import Events, Run
+
+__all__ = ["Stepper"]
+
+
+class Stepper:
+    """Forward, loss, backward, step: what `examples/plain_loop.py` spells out.
+
+    A callback adds to this; a stepper of your own replaces it: override `step`, or only `forward`,
+    and hand it to `fit(..., stepper=...)`.
+
+    Examples:
+        >>> class Clipped(Stepper):
+        ...     '''Predictions beyond ±10 do not count.'''
+        ...     def forward(self, net, x):
+        ...         return super().forward(net, x).clamp(-10, 10)
+    """
+
+    def forward(self, net: nn.Module, x: Any) -> Any:
+        """What the net makes of a batch's input; training, validation and `predict` share it."""
+        return forward(net, x)
+
+    def step(self, run: Run, events: Events) -> Tensor:
+        """Learns from `run.x` and `run.y`; gives the criterion's loss, detached."""
+        run.preds = self.forward(run.net, run.x)
+        run.loss = loss = run.crit(run.preds, run.y)
+        events.on_backward_begin(run)
+        run.opt.zero_grad()
+        run.loss.backward()
+        run.skip_step = False
+        events.on_backward_end(run)
+        if not run.skip_step:
+            run.opt.step()
+        return loss.detach()
+
+
+def forward(net: nn.Module, x: Any) -> Any:
+    """`net(x)`; several inputs in a tuple or dict are its arguments, of several outputs the first
+    counts.
+
+    Examples:
+        >>> forward(nn.Bilinear(2, 3, 1), (torch.ones(5, 2), torch.ones(5, 3))).shape
+        torch.Size([5, 1])
+    """
+    if isinstance(x, Tensor):
+        out = net(x)
+    else:
+        out = net(**x) if isinstance(x, dict) else net(*x)
+    return out[0] if isinstance(out, tuple | list) else out
+
+
+def split_batch(batch: Any, device: torch.device) -> tuple[Any, Any]:
+    """The input and the target of a loader's batch, on the device: the target stands last.
+
+    Examples:
+        >>> x, y = split_batch((torch.ones(2, 3), torch.zeros(2)), torch.device("cpu"))
+    """
+    *xs, y = batch
+    x = xs[0] if len(xs) == 1 else tuple(xs)
+    return to_device(x, device), to_device(y, device)
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """The tensors in `value` on the device; a tensor that is there already is not copied."""
+    if isinstance(value, Tensor):
+        return value if value.device == device else value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {key: to_device(v, device) for key, v in value.items()}
+    if isinstance(value, tuple | list):
+        return tuple([to_device(v, device) for v in value])
+    return value
