@@ -4,7 +4,7 @@ The lesson in order: look at some digits; normalise them; train a net of one lin
 predict, and work the accuracy out by hand; look at the mistakes and at what the net looks for in
 each digit; write the same net from scratch as a module of your own; lower the rate and go on.
 
-It prints the tables and saves four pictures. Start with
+It prints the tables and saves three pictures. Start with
 
     python examples/lesson8.py
 
@@ -23,11 +23,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import nn, optim
 
 from minifast.core import set_lrs
 from minifast.dataset import ImageClassifierData
-from minifast.io import DownloadError, Digits, get_data, load_mnist, load_mnist_sample
+from minifast.io import Digits, DownloadError, get_data, load_mnist, load_mnist_sample
 from minifast.metrics import accuracy
 from minifast.model import fit, predict
 from minifast.plots import plots
@@ -46,7 +47,10 @@ def main() -> None:
     print(f"{source}\n{len(x):,} to learn from, {len(x_valid):,} to check with")
     print(f"one of them is {x[0].shape[0]} numbers from {x.min()} to {x.max()}")
     images = x_valid.reshape(-1, 28, 28)
-    save(plots(images[:8], titles=y_valid[:8], maintitle="digits and their labels"), out / "digits.png")
+    save(
+        plots(images[:8], titles=y_valid[:8], maintitle="digits and their labels"),
+        out / "digits.png",
+    )
 
     title("Normalised by the training set's mean and standard deviation")
     mean, std = x.mean(), x.std()
@@ -69,11 +73,13 @@ def main() -> None:
     print(f"accuracy by hand {by_hand:.6f}, in the table {first[-1]['accuracy']:.6f}")
     assert abs(by_hand - first[-1]["accuracy"]) < 1e-9
     save(mistakes(images, preds, y_valid), out / "predictions.png")
-    weights = net[0].weight.detach().reshape(10, 28, 28)
+    weights = next(net.parameters()).detach().reshape(10, 28, 28)
+    largest = weights.abs().max().item()
     picture = plots(
         weights,
         titles=range(10),
         cmap="RdBu",
+        limits=(-largest, largest),
         maintitle="what it looks for in each digit: blue speaks for it, red against it",
     )
     save(picture, out / "weights.png")
@@ -86,14 +92,15 @@ def main() -> None:
     title("On with a lower rate: 0.0002 instead of 0.001")
     set_lrs(opt2, 2e-4)
     third = fit(net2, md, epochs=2, crit=nn.NLLLoss(), opt=opt2, metrics=[accuracy])
-    save(third.plot(), out / "going_on.png")
     print(f"from {second[-1]['accuracy']:.4f} to {third[-1]['accuracy']:.4f}")
 
     title("Pictures")
-    for name in "digits.png", "predictions.png", "weights.png", "going_on.png":
+    for name in "digits.png", "predictions.png", "weights.png":
         print(out / name)
     if not args.full:
-        print("\nThese were 6,000 digits; `--full` takes all 70,000 of MNIST (a download of 12 MB).")
+        print(
+            "\nThese were 6,000 digits; `--full` takes all 70,000 of MNIST (a download of 12 MB)."
+        )
 
 
 class LogReg(nn.Module):
@@ -122,20 +129,26 @@ def load(full: bool) -> tuple[Digits, int, str]:
     return load_mnist_sample(), 16, source  # a tenth of the rows: smaller batches, as many steps
 
 
-def mistakes(images: np.ndarray, preds: np.ndarray, y: np.ndarray) -> "Figure":
+def mistakes(images: np.ndarray, preds: np.ndarray, y: np.ndarray) -> Figure:
     """The first eight images, and the first eight that the net takes for something else."""
     wrong = np.flatnonzero(preds != y)[:8]
     shown = np.concatenate([np.arange(8), wrong])
-    titles = [f"{p}" if p == t else f"says {p}, is {t}" for p, t in zip(preds[shown], y[shown])]
-    marked = [i for i, row in enumerate(shown) if preds[row] != y[row]]
-    return plots(images[shown], titles=titles, marked=marked, maintitle="what it says; framed: wrong")
+    titles = [str(preds[i]) if preds[i] == y[i] else f"says {preds[i]}, is {y[i]}" for i in shown]
+    marked = np.flatnonzero(preds[shown] != y[shown]).tolist()
+    return plots(
+        images[shown],
+        figsize=(12, 4),
+        titles=titles,
+        marked=marked,
+        maintitle="what it says; framed: wrong",
+    )
 
 
 def title(text: str) -> None:
     print(f"\n{text}\n{'-' * len(text)}")
 
 
-def save(figure: "Figure", path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=80)
 
 
@@ -143,11 +156,17 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--full", action="store_true", help="all of MNIST instead of the sample: "
-                        "found in the folder $MINIFAST_DATA or ./data, downloaded there once")
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help="all of MNIST instead of the sample: "
+        "found in the folder $MINIFAST_DATA or ./data, downloaded there once",
+    )
     parser.add_argument("--epochs", type=int, default=1, help="epochs for each net (default: 1)")
     parser.add_argument("--out", default="out", help="folder for the pictures (default: out)")
-    parser.add_argument("--seed", type=int, default=42, help="of the weights and the shuffling (default: 42)")
+    parser.add_argument(
+        "--seed", type=int, default=42, help="of the weights and the shuffling (default: 42)"
+    )
     return parser.parse_args()
 
 

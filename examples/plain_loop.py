@@ -40,6 +40,14 @@ if __name__ == "__main__":
     (x, y), (x_valid, y_valid), _ = load_mnist_sample()
     mean, std = x.mean(), x.std()
     net = nn.Sequential(nn.Linear(28 * 28, 10), nn.LogSoftmax(dim=1))
-    digits = map(torch.from_numpy, ((x - mean) / std, y, (x_valid - mean) / std, y_valid))
-    for accuracy in plain_fit(net, *digits, 3, nn.NLLLoss(), optim.Adam(net.parameters())):
-        print(f"accuracy {accuracy:.4f}")
+    accuracies = plain_fit(
+        net,
+        torch.from_numpy((x - mean) / std),
+        torch.from_numpy(y),
+        torch.from_numpy((x_valid - mean) / std),
+        torch.from_numpy(y_valid),
+        epochs=3,
+        crit=nn.NLLLoss(),
+        opt=optim.Adam(net.parameters()),
+    )
+    print("accuracy after each epoch:", *[f"{accuracy:.4f}" for accuracy in accuracies])

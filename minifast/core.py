@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -177,11 +178,8 @@ def to_gpu(x: Movable) -> Movable:
 
 def device_of(net: nn.Module) -> torch.device:
     """Where the net's parameters are (its buffers, if it has none; else the CPU)."""
-    for tensor in net.parameters():
-        return tensor.device
-    for tensor in net.buffers():
-        return tensor.device
-    return torch.device("cpu")
+    first = next(chain(net.parameters(), net.buffers()), None)
+    return torch.device("cpu") if first is None else first.device
 
 
 @contextmanager
@@ -215,8 +213,10 @@ def set_lrs(opt: torch.optim.Optimizer, lrs: float | Sequence[float]) -> None:
         0.01
     """
     groups = opt.param_groups
-    several = isinstance(lrs, Sequence | np.ndarray)
-    rates = [float(rate) for rate in lrs] if several else [float(lrs)] * len(groups)
+    if isinstance(lrs, Sequence | np.ndarray):
+        rates = [float(rate) for rate in lrs]
+    else:
+        rates = [float(lrs)] * len(groups)
     if len(rates) != len(groups):
         raise ValueError(
             explain(

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from .core import T, V, as_tensor, explain, to_np
@@ -33,8 +32,7 @@ class ArraysDataset:
         >>> ds = ArraysDataset(np.zeros((3, 784)), np.array([0, 4, 1]))
         >>> len(ds), ds.c, ds.sz
         (3, 5, 784)
-        >>> ds[1][1]
-        4
+        >>> row, label = ds[1]
     """
 
     def __init__(self, x: Any, y: Any, is_reg: bool = False) -> None:
@@ -70,6 +68,7 @@ class ModelData:
         test_dl: The same for rows to predict.
 
     Examples:
+        >>> import torch
         >>> batches = [(torch.zeros(2, 3), torch.zeros(2)), (torch.ones(1, 3), torch.ones(1))]
         >>> md = ModelData(".", batches)
         >>> len(md.trn_dl)
@@ -148,7 +147,7 @@ class ImageClassifierData(ModelData):
         if self.classes is not None:
             return len(self.classes)
         loaders = [dl for dl in (self.trn_dl, self.val_dl) if dl is not None]
-        return max(dl.dataset.c for dl in loaders)
+        return max(int(dl.dataset.c) for dl in loaders)
 
     @classmethod
     def from_arrays(

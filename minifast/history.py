@@ -61,7 +61,7 @@ class History(Sequence[Row]):
     @overload
     def __getitem__(self, key: slice) -> list[Row]: ...
     @overload
-    def __getitem__(self, key: str) -> list[Any]: ...  # type: ignore[override]
+    def __getitem__(self, key: str) -> list[Any]: ...
     def __getitem__(self, key: Any) -> Any:  # a column may have any type that a callback put there
         if not isinstance(key, str):
             return self._rows[key]

@@ -10,19 +10,19 @@ import hashlib
 import io
 import math
 import pickle
-import pickletools
 import struct
 import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 from urllib.parse import urlsplit
 
 import numpy as np
 
 from .core import explain, whole_file
+from .pickle_as_data import read_arrays
 
 __all__ = ["get_data", "gzip", "load_mnist", "load_mnist_sample"]
 
@@ -66,6 +66,7 @@ PARTS = (
         (10000,),
     ),
 )
+MOST_UNPACKED = 250_000_000  # bytes: above the 222,134,543 of MNIST with 64-bit labels
 LARGEST_PART = 10_000_000  # bytes, packed: above the 9,912,422 of the training images
 TRAINING_ROWS = 50_000  # the lesson keeps the last 10,000 of the 60,000 to validate with
 
@@ -185,7 +186,9 @@ def _download(
 class _SameHostOnly(urllib.request.HTTPRedirectHandler):
     """Follows a redirect within one host, and only over https."""
 
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+    def redirect_request(
+        self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> Any:
         old, new = urlsplit(req.full_url), urlsplit(newurl)
         if (new.scheme, new.netloc) != ("https", old.netloc):
             raise urllib.error.URLError(f"sends on to another place, {newurl}")
@@ -326,7 +329,7 @@ downloads it; load_mnist_sample() needs no file
             )
         ) from None
     try:
-        return _three_pairs(_read_pickle(raw))
+        return _three_pairs(read_arrays(raw))
     except ValueError as error:
         raise ValueError(
             explain(
@@ -340,123 +343,8 @@ downloads it; load_mnist_sample() needs no file
         ) from error
 
 
-# ---- a pickle as data --------------------------------------------------------------------
-
-MOST_UNPACKED = 250_000_000  # bytes: above the 222,134,543 of MNIST with 64-bit labels
-MOST_INSTRUCTIONS = 1000  # MNIST takes some 200; also bounds the memory a file can ask for
-INSTRUCTIONS = frozenset(
-    "PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG "
-    "LONG1 STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 "
-    "BINBYTES SHORT_BINBYTES BINBYTES8 TUPLE EMPTY_TUPLE TUPLE1 TUPLE2 TUPLE3 LIST EMPTY_LIST "
-    "APPEND APPENDS PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET "
-    "GLOBAL STACK_GLOBAL REDUCE BUILD".split()
-)
-
-
-class _StandIn:
-    """What a name in a pickle stands for here: keeps what the file says, runs nothing.
-
-    Each has a `__setstate__`, as without one pickle writes to the object's attributes.
-    """
-
-    def __setstate__(self, state: object) -> None:
-        raise ValueError(f"a {type(self).__name__} with a state")
-
-
-class _Array(_StandIn):
-    """A numpy array."""
-
-    def __init__(self, *how: object) -> None:
-        self.state: Any = None
-
-    def __setstate__(self, state: object) -> None:
-        self.state = state
-
-    def array(self) -> np.ndarray:
-        """The array that was described, if the description is sound."""
-        match self.state:
-            case (1, tuple(shape), _Dtype() as dtype, bool(by_columns), bytes() | str() as data):
-                raw = data.encode("latin-1") if isinstance(data, str) else data
-            case _:
-                raise ValueError(f"an array described as {_brief(self.state)}")
-        if not all(isinstance(n, int) and n >= 0 for n in shape):
-            raise ValueError(f"an array of shape {_brief(shape)}")
-        stored = dtype.dtype()
-        if len(raw) != stored.itemsize * math.prod(shape):
-            raise ValueError(f"{len(raw)} bytes for a {stored} array of shape {shape}")
-        found = np.frombuffer(raw, stored).reshape(shape, order="F" if by_columns else "C")
-        return found.astype(stored.newbyteorder("="))  # a copy, so that it can be written to
-
-
-class _Dtype(_StandIn):
-    """A numpy dtype: a kind of number, and its byte order."""
-
-    KINDS = ("f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
-
-    def __init__(self, code: object = None, *flags: object) -> None:
-        self.code = code
-        self.order: object = "<"
-
-    def __setstate__(self, state: object) -> None:
-        if not isinstance(state, tuple) or len(state) < 2:
-            raise ValueError(f"a dtype described as {_brief(state)}")
-        self.order = state[1]
-
-    def dtype(self) -> np.dtype[Any]:
-        """The numpy dtype, if it is one of numbers."""
-        if self.code not in self.KINDS or self.order not in ("<", ">", "|", "="):
-            raise ValueError(f"an array of {_brief(self.code)}, which is no plain number")
-        return np.dtype(f"{self.order}{self.code}")
-
-
-class _Bytes(_StandIn):
-    """Bytes as Python 3 writes them in an old pickle: text, and the name of its encoding."""
-
-    def __new__(cls, text: object, codec: object) -> bytes:  # type: ignore[misc]
-        if not isinstance(text, str) or codec not in ("latin1", "latin-1"):
-            raise ValueError(f"bytes encoded as {_brief(codec)}")
-        return text.encode("latin-1")
-
-
-STANDS_FOR: dict[tuple[str, str], type[_StandIn]] = {
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _Dtype,
-    ("numpy.core.multiarray", "_reconstruct"): _Array,
-    ("numpy._core.multiarray", "_reconstruct"): _Array,
-    ("_codecs", "encode"): _Bytes,
-}
-
-
-class _Reader(pickle.Unpickler):
-    """Looks a name up in `STANDS_FOR` and nowhere else: nothing is imported."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in STANDS_FOR:
-            raise ValueError(f"the name {_brief(f'{module}.{name}')}")
-        return STANDS_FOR[module, name]
-
-
-def _read_pickle(raw: bytes) -> Any:
-    """What the pickle describes, arrays as `_Array`."""
-    try:
-        for count, (instruction, argument, _) in enumerate(pickletools.genops(raw)):
-            if instruction.name not in INSTRUCTIONS:
-                raise ValueError(f"the pickle instruction {instruction.name}")
-            slot = instruction.name.endswith(("PUT", "GET")) and int(argument)
-            if count > MOST_INSTRUCTIONS or slot > MOST_INSTRUCTIONS:
-                raise ValueError("more pickle instructions than MNIST needs")
-        return _Reader(io.BytesIO(raw), encoding="latin-1").load()
-    except (pickle.UnpicklingError, EOFError, IndexError, TypeError, AttributeError) as error:
-        raise ValueError(f"a pickle that does not hold together: {error}") from error
-
-
 def _three_pairs(found: Any) -> Digits:
     match found:
-        case ((_, _), (_, _), (_, _)) if all(isinstance(a, _Array) for p in found for a in p):
-            return tuple((x.array(), y.array()) for x, y in found)  # type: ignore[return-value]
-    raise ValueError(_brief(found))
-
-
-def _brief(value: object) -> str:
-    """A value as an error may show it: strings shortened and quoted, of others only the type."""
-    return repr(value[:60]) if isinstance(value, str) else type(value).__name__
+        case ((_, _), (_, _), (_, _)) if all(isinstance(a, np.ndarray) for p in found for a in p):
+            return cast(Digits, found)
+    raise ValueError(f"a {type(found).__name__} of something else")

@@ -9,6 +9,7 @@ and `compute()` is a metric too.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TypeVar, cast
 
@@ -118,7 +119,7 @@ def accuracy_thresh(thresh: float) -> Callable[[Tensor, Tensor], Tensor]:
 
 def _share(hits: Tensor) -> Tensor:
     """The mean of truth values, in float64 where there is one, so that 0.838 is not 0.83799999."""
-    return hits.mean(dtype=torch.float32 if hits.device.type == "mps" else torch.float64)
+    return hits.to(torch.float32 if hits.device.type == "mps" else torch.float64).mean()
 
 
 # ---- precision and recall: two classes, log-probabilities --------------------------------
@@ -141,7 +142,7 @@ def recall(
         >>> recall(log_preds, torch.tensor([0, 1, 1]))
         tensor(0.5000)
     """
-    return _recall(log_preds[:, 1].exp() > thresh, targs > 0, epsilon)
+    return cast(Tensor, _recall(log_preds[:, 1].exp() > thresh, targs > 0, epsilon))
 
 
 @whole_epoch
@@ -149,7 +150,7 @@ def precision(
     log_preds: Tensor, targs: Tensor, thresh: float = 0.5, epsilon: float = EPSILON
 ) -> Tensor:
     """Share of the rows taken for class 1 that are of class 1; arguments as for `recall`."""
-    return _precision(log_preds[:, 1].exp() > thresh, targs > 0, epsilon)
+    return cast(Tensor, _precision(log_preds[:, 1].exp() > thresh, targs > 0, epsilon))
 
 
 @whole_epoch
@@ -331,9 +332,8 @@ def metric_names(metrics: Iterable[Any]) -> list[str]:
         while isinstance(metric, functools.partial):
             metric = metric.func
         name = getattr(metric, "__name__", type(metric).__name__).strip("<>")
-        count = sum(n == name or n.startswith(f"{name}_") and n[len(name) + 1 :].isdigit()
-                    for n in names)
-        names.append(f"{name}_{count + 1}" if count else name)
+        same = sum(1 for n in names if n == name or re.fullmatch(rf"{re.escape(name)}_\d+", n))
+        names.append(f"{name}_{same + 1}" if same else name)
     return names
 
 

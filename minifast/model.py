@@ -88,9 +88,10 @@ def fit(
     events = Events([*run.callbacks, Progress()] if progress else run.callbacks)
     try:
         with modes_kept(net), events.training(run):
-            for run.epoch in range(run.epochs):
+            for epoch in range(run.epochs):
                 if run.stopped:
                     break
+                run.epoch = epoch
                 net.train()
                 events.on_epoch_begin(run)
                 _train_epoch(run, stepper, events)
@@ -116,7 +117,8 @@ def _train_epoch(run: Run, stepper: Stepper, events: Events) -> None:
     """Learns from each batch of the training data once, or until somebody asks to stop."""
     device = device_of(run.net)
     batches = iter(()) if run.stopped else _first_checked(run)
-    for run.batch, batch in enumerate(batches):
+    for number, batch in enumerate(batches):
+        run.batch = number
         run.x, run.y = split_batch(batch, device)
         events.on_batch_begin(run)
         run.running_loss.add(stepper.step(run, events))
@@ -128,7 +130,7 @@ def _train_epoch(run: Run, stepper: Stepper, events: Events) -> None:
 
 def _first_checked(run: Run) -> Iterator[Any]:
     """The epoch's batches; the very first is looked at before anything is learned from it."""
-    batches = iter(run.data.trn_dl)
+    batches: Iterator[Any] = iter(run.data.trn_dl)
     if run.step > 0:
         return batches
     first = list(islice(batches, 1))

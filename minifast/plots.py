@@ -38,7 +38,7 @@ class Picture(Figure):
         if self.number not in plt.get_fignums():  # shown and closed in an earlier cell
             from IPython.display import Image, display
 
-            display(Image(_png(self)))  # type: ignore[no-untyped-call]
+            display(Image(_png(self)))
 
 
 def show(img: Any, title: object = None, figsize: tuple[float, float] = (4, 4)) -> Figure:
@@ -67,6 +67,7 @@ def plots(
     *,
     maintitle: str | None = None,
     cmap: str = "gray",
+    limits: tuple[float, float] | None = None,
     marked: Sequence[int] = (),
 ) -> Figure:
     """Draws images in a grid.
@@ -78,6 +79,7 @@ def plots(
         titles: One for each image.
         maintitle: Drawn above all.
         cmap: matplotlib's colour map for images without colour.
+        limits: The values at its two ends; each image's own extremes, if not given.
         marked: Numbers of the images to frame and to set in bold, such as mistakes.
 
     Raises:
@@ -106,7 +108,7 @@ def plots(
     figure = plt.figure(figsize=figsize, FigureClass=Picture, layout="constrained")
     for i, image in enumerate(images):
         ax = figure.add_subplot(rows, -(-len(images) // rows), i + 1)
-        ax.imshow(image, cmap=cmap)
+        ax.imshow(image, cmap, vmin=limits and limits[0], vmax=limits and limits[1])
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
         if texts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import time
 from typing import Any
@@ -76,19 +77,15 @@ def progress_bar(**options: Any) -> Any:
     notebook = in_notebook()
     if not notebook and not sys.stderr.isatty():
         return None
-    if notebook and _has_widgets():
-        from tqdm.notebook import tqdm as base
-    else:
-        from tqdm import tqdm as base
+    base: Any = importlib.import_module("tqdm.notebook" if notebook and has_widgets() else "tqdm")
 
-    class Bar(base):
+    class Bar(base.tqdm):  # type: ignore[misc]
         monitor_interval = 0  # no thread of tqdm's that outlives us
 
     # In a notebook stderr is a red box.
     return Bar(leave=False, file=sys.stdout if notebook else sys.stderr, **options)
 
 
-def _has_widgets() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("ipywidgets") is not None
+def has_widgets() -> bool:
+    """Whether a notebook can show a bar that is more than text."""
+    return importlib.util.find_spec("ipywidgets") is not None

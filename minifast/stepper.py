@@ -53,8 +53,10 @@ def forward(net: nn.Module, x: Any) -> Any:
     """
     if isinstance(x, Tensor):
         out = net(x)
+    elif isinstance(x, dict):
+        out = net(**x)
     else:
-        out = net(**x) if isinstance(x, dict) else net(*x)
+        out = net(*x)
     return out[0] if isinstance(out, tuple | list) else out
 
 
