@@ -110,7 +110,6 @@ class Table:
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = list(names)
-        # Room for 0.123456 or -1.2346e-05; the epoch needs no more than its name.
         self.widths = [len(n) if n == "epoch" else max(len(n), 8) for n in self.names]
 
     def header(self) -> str:
@@ -127,12 +126,15 @@ class Table:
 
 
 def _text(value: Any) -> str:
-    """A value as a table shows it: six decimals, or an exponent where they would not do."""
+    """A value in eight characters: 0.123456, 12.34568, -0.12346, 1.23e-05."""
     if value is None:
         return ""
     if not isinstance(value, float):
         return str(value)
-    return f"{value:.6f}" if value == 0 or 1e-4 <= abs(value) < 1e4 else f"{value:.4g}"
+    if value != 0 and not 1e-4 <= abs(value) < 1e4:  # nan and inf come here too
+        return f"{value:.3g}"
+    before_the_point = len(str(int(abs(value)))) + (value < 0)
+    return f"{value:.{7 - before_the_point}f}"
 
 
 def _plain(value: Any) -> Any:

@@ -91,7 +91,7 @@ def fit(
             for epoch in range(run.epochs):
                 if run.stopped:
                     break
-                run.epoch = epoch
+                run.epoch, run.batch = epoch, 0
                 net.train()
                 events.on_epoch_begin(run)
                 _train_epoch(run, stepper, events)
@@ -234,8 +234,11 @@ def _predictions(net: nn.Module, dl: Any) -> list[tuple[np.ndarray, Any]]:
     with modes_kept(net):
         net.eval()
         for batch in _in_order(dl):
-            alone = isinstance(batch, Tensor) or len(batch) == 1
-            x, y = split_batch((*batch, None) if alone else batch, device)
+            if isinstance(batch, Tensor):
+                batch = [batch]
+            if len(batch) == 1:  # an input without its target
+                batch = [*batch, None]
+            x, y = split_batch(batch, device)
             found.append((to_np(stepper.forward(net, x)), to_np(y)))
     return found
 
