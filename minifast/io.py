@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from .core import explain, whole_file
-from .pickle_as_data import read_arrays
+from .pickle_as_data import read_pairs
 
 __all__ = ["get_data", "gzip", "load_mnist", "load_mnist_sample"]
 
@@ -329,7 +329,7 @@ downloads it; load_mnist_sample() needs no file
             )
         ) from None
     try:
-        return _three_pairs(read_arrays(raw))
+        return cast(Digits, read_pairs(raw, 3))
     except ValueError as error:
         raise ValueError(
             explain(
@@ -341,10 +341,3 @@ downloads it; load_mnist_sample() needs no file
                 entry="downloads",
             )
         ) from error
-
-
-def _three_pairs(found: Any) -> Digits:
-    match found:
-        case ((_, _), (_, _), (_, _)) if all(isinstance(a, np.ndarray) for p in found for a in p):
-            return cast(Digits, found)
-    raise ValueError(f"a {type(found).__name__} of something else")

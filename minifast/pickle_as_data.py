@@ -12,6 +12,7 @@ import io
 import math
 import pickle
 import pickletools
+import warnings
 from typing import Any
 
 import numpy as np
@@ -109,40 +110,48 @@ class _Reader(pickle.Unpickler):
         return STANDS_FOR[module, name]
 
 
-def read_arrays(raw: bytes) -> Any:
-    """What the pickle describes: numpy arrays in any nesting of tuples and lists.
+def read_pairs(raw: bytes, n: int) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """The numpy arrays of a pickle that holds `n` pairs of them, `((x, y), (x, y), ...)`.
 
     Raises:
         ValueError: if it holds anything else, in words that say what.
 
     Examples:
-        >>> read_arrays(pickle.dumps((np.arange(3), 1), protocol=2))
-        (array([0, 1, 2]), 1)
-        >>> read_arrays(pickle.dumps(print))
+        >>> read_pairs(pickle.dumps([(np.arange(3), np.zeros(1))], protocol=2), 1)
+        ((array([0, 1, 2]), array([0.])),)
+        >>> read_pairs(pickle.dumps(print), 1)
         Traceback (most recent call last):
         ValueError: the name 'builtins.print'
     """
     try:
+        _check_instructions(raw)
+        found = _Reader(io.BytesIO(raw), encoding="latin-1").load()
+    except (pickle.UnpicklingError, EOFError, IndexError, TypeError, AttributeError) as error:
+        raise ValueError(f"a pickle that does not hold together: {error}") from error
+    # No deeper than this: what refers to itself, or a million times to the same, is not followed.
+    if not isinstance(found, tuple | list) or len(found) != n:
+        raise ValueError(f"{_brief(found)}, not {n} pairs")
+    return tuple(_pair(part) for part in found)
+
+
+def _pair(part: object) -> tuple[np.ndarray, np.ndarray]:
+    match part:
+        case (_Array() as x, _Array() as y):
+            return x.array(), y.array()
+    raise ValueError(f"{_brief(part)} where a pair of arrays should be")
+
+
+def _check_instructions(raw: bytes) -> None:
+    """Refuses a pickle of other or more instructions than arrays take, before one is followed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of odd escapes in its text, which is no program of ours
         for count, (instruction, argument, _) in enumerate(pickletools.genops(raw)):
             if instruction.name not in INSTRUCTIONS:
                 raise ValueError(f"the pickle instruction {instruction.name}")
-            slot = (
-                argument if instruction.name.endswith("PUT") else 0
-            )  # in a table that grows to it
-            if count > MOST_INSTRUCTIONS or int(slot or 0) > MOST_INSTRUCTIONS:
+            # A PUT makes pickle's table as long as its argument.
+            slot = int(argument or 0) if instruction.name.endswith("PUT") else 0
+            if max(count, slot) > MOST_INSTRUCTIONS:
                 raise ValueError("more pickle instructions than arrays need")
-        return _arrays(_Reader(io.BytesIO(raw), encoding="latin-1").load())
-    except (pickle.UnpicklingError, EOFError, IndexError, TypeError, AttributeError) as error:
-        raise ValueError(f"a pickle that does not hold together: {error}") from error
-
-
-def _arrays(found: Any) -> Any:
-    """The same with each description of an array replaced by the array."""
-    if isinstance(found, _Array):
-        return found.array()
-    if isinstance(found, tuple | list):
-        return type(found)(_arrays(part) for part in found)
-    return found
 
 
 def _brief(value: object) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .core import explain, to_np
+from .core import explain, in_notebook, to_np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,17 +28,20 @@ INK, MUTED, MISTAKE = "#1f2933", "#7b8794", "#b45309"
 class Picture(Figure):
     """A figure that a notebook shows once, also where its cell ends with the figure itself.
 
-    The inline backend shows every open figure when a cell ends. The figure that the cell's last
-    line gives would be shown beside that a second time; here it is not while it is still open.
+    The inline backend shows the figures that are open when a cell ends. The one that the cell's
+    last line gives would be shown twice; here it is closed once it is shown.
     """
 
     def _ipython_display_(self) -> None:
         import matplotlib.pyplot as plt
+        from IPython.display import Image, display
 
-        if self.number not in plt.get_fignums():  # shown and closed in an earlier cell
-            from IPython.display import Image, display
-
+        if in_notebook():
             display(Image(_png(self)))
+        else:
+            print(self)
+        if "inline" in plt.get_backend():
+            plt.close(self)
 
 
 def show(img: Any, title: object = None, figsize: tuple[float, float] = (4, 4)) -> Figure:

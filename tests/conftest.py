@@ -36,7 +36,7 @@ def full_mnist() -> Path:
 def arrays() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Three classes that a linear net can tell apart: 203 rows to train on, 57 to validate."""
     rng = np.random.default_rng(1)
-    centres = rng.normal(size=(3, 6)) * 2
+    centres = rng.normal(size=(3, 6)) * 4
     y = rng.integers(0, 3, 260)
     x = (centres[y] + rng.normal(size=(260, 6))).astype(np.float32)
     return x[:203], y[:203], x[203:], y[203:]

@@ -1,0 +1,36 @@
+"""Every Python block of README and docs runs, page by page, top to bottom."""
+
+import re
+from pathlib import Path
+
+import pytest
+from sybil import Sybil
+from sybil.parsers.markdown import PythonCodeBlockParser
+
+REPOSITORY = Path(__file__).parents[1]
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_the_code_on_the_page_runs(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for example in Sybil(parsers=[PythonCodeBlockParser()]).parse(page).examples():
+        example.evaluate()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_every_block_says_its_language_and_every_picture_what_it_shows(page):
+    text = page.read_text()
+    fences = re.findall(r"^ *```(.*)$", text, re.MULTILINE)
+    assert all(fence.strip() for fence in fences[::2]), "a code block without a language"
+    assert not re.search(r"!\[\s*\]\(", text), "a picture without alt text"
+
+
+def test_every_error_has_its_entry():
+    source = "".join(path.read_text() for path in (REPOSITORY / "minifast").glob("*.py"))
+    entries = set(re.findall(r'entry="([a-z0-9-]+)"', source))
+    anchors = set(
+        re.findall(r"\{ *#([a-z0-9-]+) *\}", (REPOSITORY / "docs/errors-and-fixes.md").read_text())
+    )
+    assert entries <= anchors, entries - anchors
+    assert anchors <= entries, "an entry that no error leads to"
