@@ -4,9 +4,11 @@ import re
 import sys
 from pathlib import Path
 
+ELSEWHERE = r"""["']?((?:https?:)?//[^"' >]+)"""
 LOADS = re.compile(
-    r"""<(?:script|img|iframe|source)[^>]+src=["']?((?:https?:)?//[^"' >]+)"""
-    r"""|<link[^>]+rel=["']?(?:stylesheet|preload|preconnect|icon)[^>]+href=["']?((?:https?:)?//[^"' >]+)"""
+    rf"<(?:script|img|iframe|source)[^>]+src={ELSEWHERE}"
+    r"""|<link[^>]+rel=["']?(?:stylesheet|preload|preconnect|icon)[^>]+"""
+    rf"href={ELSEWHERE}"
 )
 
 pages = sorted(Path(sys.argv[1]).rglob("*.html"))

@@ -183,8 +183,17 @@ def test_the_wheel_works_outside_the_checkout(tmp_path):
         source = REPOSITORY / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, copy / name)
     subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
-        + ["-w", str(tmp_path), str(copy)],
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "--quiet",
+            "--no-deps",
+            "--no-build-isolation",
+            copy,
+        ],
+        cwd=tmp_path,
         check=True,
     )
     (wheel,) = tmp_path.glob("minifast-*.whl")
