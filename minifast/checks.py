@@ -142,11 +142,12 @@ def check_list(name: str, values: Any, wanted: str, base: type | None = None) ->
 
 
 def check_data(data: Any) -> None:
-    """Something with a `trn_dl`."""
-    if not hasattr(data, "trn_dl"):
+    """Something with a `trn_dl` and a `val_dl`."""
+    missing = [name for name in ("trn_dl", "val_dl") if not hasattr(data, name)]
+    if missing:
         raise TypeError(
             explain(
-                "data has no trn_dl",
+                f"data has no {missing[0]}",
                 got=_kind(data),
                 wanted="a ModelData: loaders to train on and to validate with",
                 fix="ModelData(path, trn_dl, val_dl), or ImageClassifierData.from_arrays(...)",

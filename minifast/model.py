@@ -98,10 +98,10 @@ def fit(
                 if run.stopped:
                     break
                 run.values = {"epoch": run.epoch, "trn_loss": run.running_loss.value()}
-                if data.val_dl is not None:
+                if run.data.val_dl is not None:
                     net.eval()
                     events.on_validate_begin(run)
-                    run.values |= _evaluate(net, data.val_dl, run.crit, run.metrics, stepper)
+                    run.values |= _evaluate(net, run.data.val_dl, run.crit, run.metrics, stepper)
                     events.on_validate_end(run)
                 events.on_epoch_end(run)
                 run.history.append(run.values)

@@ -23,6 +23,7 @@ class Progress(Callback):
     """
 
     INTERVAL = 0.1  # seconds between two drawings
+    bar: Any = None
 
     def on_train_begin(self, run: Run) -> None:
         """Shows the bar."""
@@ -71,11 +72,12 @@ def progress_bar(**options: Any) -> Any:
     """A tqdm bar that leaves nothing behind; None where nobody looks (a log file, a pipe).
 
     Examples:
-        >>> progress_bar(total=10) is None
-        True
+        >>> bar = progress_bar(total=10)
+        >>> if bar is not None:
+        ...     bar.close()
     """
     notebook = in_notebook()
-    if not notebook and not sys.stderr.isatty():
+    if not notebook and not (sys.stderr is not None and sys.stderr.isatty()):
         return None
     base: Any = importlib.import_module("tqdm.notebook" if notebook and has_widgets() else "tqdm")
 
