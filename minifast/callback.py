@@ -16,7 +16,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +25,9 @@ from .history import History, RunningLoss
 
 if TYPE_CHECKING:
     from .dataset import ModelData
+    from .stepper import Stepper
 
-__all__ = ["EVENTS", "Callback", "Run"]
+__all__ = ["EVENTS", "Callback", "Run", "who_listens"]
 
 EVENTS = (
     "on_train_begin",
@@ -46,8 +47,8 @@ EVENTS = (
 class Run:
     """What is going on: the record that every handler is given.
 
-    Facts, the same throughout: `net data opt crit metrics epochs callbacks`. Current: the rest.
-    A misspelt name is an `AttributeError`, on reading and on writing.
+    Facts, the same throughout: `net data opt crit metrics epochs callbacks stepper`. Current: the
+    rest. A misspelt name is an `AttributeError`, on reading and on writing.
     """
 
     net: nn.Module
@@ -57,6 +58,7 @@ class Run:
     metrics: Sequence[Any]
     epochs: int
     callbacks: Sequence[Callback]
+    stepper: Stepper
 
     epoch: int = 0
     """Number of the epoch, from 0."""
@@ -72,6 +74,8 @@ class Run:
     """What the net made of `x`."""
     loss: Any = None
     """What is differentiated: the criterion's loss, unless a callback assigned another."""
+    keep_grads: bool = False
+    """Set it in `on_backward_begin` and the gradients there are stay: the batch's are added."""
     skip_step: bool = False
     """Set it in `on_backward_end` and this batch changes no weight."""
     values: dict[str, Any] = field(default_factory=dict)
@@ -82,6 +86,12 @@ class Run:
     """The criterion's losses of this fit, smoothed as `trn_loss` shows them."""
     stopped: str | None = None
     """Why training stops, once somebody asked for it."""
+
+    @property
+    def n_batches(self) -> int | None:
+        """How many batches an epoch has; None if the loader does not know."""
+        loader = self.data.trn_dl
+        return len(loader) if hasattr(loader, "__len__") else None
 
     def stop(self, reason: str) -> None:
         """Asks for training to stop; `fit(...).stopped` tells the reason.
@@ -121,6 +131,23 @@ class Callback:
             if name.startswith("on_") and callable(getattr(cls, name)):
                 _check_handler(cls, name, value)
 
+    changes_training: ClassVar[bool] = False
+    """Whether the weights end otherwise with it than without it."""
+    must_precede: ClassVar[tuple[str, ...]] = ()
+    """Names of classes that make no sense before this one in the list; `fit` refuses that order."""
+
+    def __repr__(self) -> str:
+        """The call that makes one like it, as far as its attributes tell."""
+        names = [name for name in inspect.signature(type(self)).parameters if hasattr(self, name)]
+        return f"{type(self).__name__}({', '.join(f'{n}={getattr(self, n)!r}' for n in names)})"
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it needs to go on later: tensors, numbers, strings, lists and dicts only."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what `state_dict` gave; called after `on_train_begin`."""
+
     def on_train_begin(self, run: Run) -> None:
         """Before anything else; the place to open what `on_train_end` closes."""
 
@@ -131,7 +158,10 @@ class Callback:
         """The batch is there: assign `run.x` or `run.y` to learn from something else."""
 
     def on_backward_begin(self, run: Run) -> None:
-        """The loss is there: assign `run.loss` to differentiate something else."""
+        """The loss is there: assign `run.loss` to differentiate something else.
+
+        Set `run.keep_grads` to add the batch's gradients to those there are.
+        """
 
     def on_backward_end(self, run: Run) -> None:
         """The gradients are there: change them in place, or set `run.skip_step`."""
@@ -227,6 +257,24 @@ class Events:
 def hears(callback: Callback, event: str) -> bool:
     """Whether the callback has a handler of its own for the event."""
     return getattr(type(callback), event) is not getattr(Callback, event)
+
+
+def who_listens(callbacks: Sequence[Callback]) -> None:
+    """Prints which callback hears which event, in the order in which they are called.
+
+    Examples:
+        >>> class Loss(Callback):
+        ...     def on_batch_end(self, run): ...
+        >>> class Both(Loss):
+        ...     def on_epoch_end(self, run): ...
+        >>> who_listens([Both(), Loss()])
+        on_batch_end       Both, Loss
+        on_epoch_end       Both
+    """
+    for event in EVENTS:
+        names = [type(callback).__name__ for callback in callbacks if hears(callback, event)]
+        if names:
+            print(f"{event:18} {', '.join(names)}")
 
 
 def _nobody(run: Run) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .callback import Callback
 from .core import explain
 
 CLASS_LOSSES = (nn.NLLLoss, nn.CrossEntropyLoss, nn.MultiMarginLoss)
@@ -139,6 +140,53 @@ def check_list(name: str, values: Any, wanted: str, base: type | None = None) ->
                 )
             )
     return found
+
+
+def check_callbacks(callbacks: Any) -> tuple[Callback, ...]:
+    """Callbacks, no object twice, in an order that makes sense."""
+    found = check_list("callbacks", callbacks, "callbacks, each an object", Callback)
+    names = [type(callback).__name__ for callback in found]
+    for i, callback in enumerate(found):
+        if any(callback is other for other in found[:i]):
+            raise ValueError(
+                explain(
+                    "callbacks holds the same object twice",
+                    got=f"{callback!r}, twice",
+                    wanted="each object once: it would hear every event twice",
+                    fix=f"make two: [{names[i]}(...), {names[i]}(...)]",
+                    entry="lists",
+                )
+            )
+        late = [name for name in names[:i] if name in callback.must_precede]
+        if late:
+            raise ValueError(
+                explain(
+                    f"callbacks has {late[0]} before {names[i]}, which makes no sense",
+                    got=f"[{', '.join(names)}]",
+                    wanted=f"{names[i]} before {late[0]}: {late[0]} works on what {names[i]} "
+                    "has done",
+                    fix=f"callbacks=[{names[i]}(...), {late[0]}(...)]",
+                    entry="order-of-callbacks",
+                )
+            )
+    return found
+
+
+def check_stepper(stepper: Any) -> Any:
+    """Something with a `step` and a `forward`, and an instance of it."""
+    if isinstance(stepper, type) or not (hasattr(stepper, "step") and hasattr(stepper, "forward")):
+        raise TypeError(
+            explain(
+                "stepper is no Stepper",
+                got=_kind(stepper),
+                wanted="a Stepper: how one batch is learned",
+                fix=f"stepper={stepper.__name__}()"
+                if isinstance(stepper, type)
+                else "leave it out for the ordinary step",
+                entry="steppers",
+            )
+        )
+    return stepper
 
 
 def check_data(data: Any) -> None:

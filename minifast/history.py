@@ -155,7 +155,7 @@ class RunningLoss:
         2.52525046
     """
 
-    __slots__ = ("average", "count", "unread")
+    __slots__ = ("average", "count", "last", "unread")
 
     MOMENTUM = 0.98
     MOST_UNREAD = 1000  # bounds the memory that waits; reading so many costs a moment
@@ -163,10 +163,12 @@ class RunningLoss:
     def __init__(self) -> None:
         self.average = 0.0
         self.count = 0
+        self.last: Tensor | None = None
         self.unread: list[Tensor] = []
 
     def add(self, loss: Tensor) -> None:
         """Takes the loss of a batch, detached."""
+        self.last = loss
         self.unread.append(loss)
         if len(self.unread) >= self.MOST_UNREAD:
             self._read()
@@ -175,6 +177,16 @@ class RunningLoss:
         """The smoothed loss so far; nan before the first batch. Syncs with the GPU."""
         self._read()
         return self.average / (1 - self.MOMENTUM**self.count) if self.count else float("nan")
+
+    def state_dict(self) -> dict[str, float]:
+        """The average and how many losses are in it."""
+        self._read()
+        return {"average": self.average, "count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from them."""
+        self.average, self.count = state["average"], state["count"]
+        self.unread.clear()
 
     def _read(self) -> None:
         if not self.unread:

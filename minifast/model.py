@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from . import checks
 from .callback import Callback, Events, Run
+from .checkpoint import restore
 from .core import T, V, device_of, modes_kept, set_lrs, to_np
 from .dataloader import ArrayLoader
 from .dataset import ModelData
@@ -47,6 +48,7 @@ def fit(
     n_epochs: int | None = None,
     stepper: Stepper | None = None,
     progress: bool = True,
+    resume: dict[str, Any] | None = None,
 ) -> History:
     """Trains `net` on `data`, in place, and validates it after each epoch.
 
@@ -65,6 +67,8 @@ def fit(
         n_epochs: fastai's name of `epochs`.
         stepper: How one batch is learned; see `minifast.stepper`.
         progress: Print the table and show the bar.
+        resume: A state that `minifast.checkpoint.snapshot` took of a fit with the same arguments:
+            goes on from there, to the same end.
 
     Returns:
         A row an epoch: `epoch`, `trn_loss` (smoothed as fastai does), `val_loss`, the metrics.
@@ -83,12 +87,14 @@ def fit(
         >>> history["trn_loss"][-1] < history["trn_loss"][0]
         True
     """
-    run = _checked_run(net, data, epochs, crit, opt, metrics, callbacks, n_epochs)
     stepper = stepper or Stepper()
+    run = _checked_run(net, data, epochs, crit, opt, metrics, callbacks, n_epochs, stepper)
     events = Events([*run.callbacks, Progress()] if progress else run.callbacks)
     try:
         with modes_kept(net), events.training(run):
-            for epoch in range(run.epochs):
+            if resume is not None:
+                restore(run, resume)
+            for epoch in range(run.epoch, run.epochs):
                 if run.stopped:
                     break
                 run.epoch, run.batch = epoch, 0
@@ -260,6 +266,7 @@ def _checked_run(
     metrics: Any,
     callbacks: Any,
     n_epochs: Any,
+    stepper: Any,
 ) -> Run:
     """The record of a fit whose arguments are what they should be."""
     checks.check_net(net)
@@ -272,5 +279,6 @@ def _checked_run(
         crit=crit,
         metrics=checks.check_list("metrics", metrics, "functions (preds, targs) -> number"),
         epochs=checks.check_epochs(epochs, n_epochs),
-        callbacks=checks.check_list("callbacks", callbacks, "callbacks, each an object", Callback),
+        callbacks=checks.check_callbacks(callbacks),
+        stepper=checks.check_stepper(stepper),
     )

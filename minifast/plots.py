@@ -6,7 +6,7 @@ shown once, at the end of its cell; in a script `plt.show()` shows it and `figur
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["plots", "show"]
 
 INK, MUTED, MISTAKE = "#1f2933", "#7b8794", "#b45309"
+LINES, MARKS = ("-", "--", ":", "-."), ("o", "s", "^", "D", "v")
 
 
 class Picture(Figure):
@@ -135,24 +136,70 @@ def plot_history(history: History) -> Figure:
         >>> from minifast.history import History
         >>> figure = plot_history(History([{"epoch": 0, "trn_loss": 0.5, "accuracy": 0.8}]))
     """
+    columns = {name: history[name] for name in history.columns if name != "epoch"}
+    losses = {name: values for name, values in columns.items() if name.endswith("loss")}
+    others = {name: values for name, values in columns.items() if name not in losses}
+    panels = {"loss": losses, "": others}
+    epochs = history["epoch"] if len(history) else []
+    return plot_lines({title: p for title, p in panels.items() if p}, "epoch", epochs)
+
+
+def plot_lines(
+    panels: Mapping[str, Mapping[str, Sequence[float]]],
+    xlabel: str,
+    x: Sequence[float] | None = None,
+) -> Figure:
+    """Draws panels side by side, each with a line for each name.
+
+    Args:
+        panels: By title, the values by name.
+        xlabel: What they are drawn over.
+        x: Where; 0, 1, 2, ... if not given.
+
+    Examples:
+        >>> figure = plot_lines({"mean": {"layer 0": [0.1, 0.2]}}, "batch")
+    """
     import matplotlib.pyplot as plt
 
-    names = [name for name in history.columns if name != "epoch"]
-    losses = [name for name in names if name.endswith("loss")]
-    panels = [part for part in (losses, [n for n in names if n not in losses]) if part]
-    figure = plt.figure(
-        figsize=(6 * max(len(panels), 1), 4), FigureClass=Picture, layout="constrained"
-    )
-    for i, panel in enumerate(panels):
+    size = (6 * max(len(panels), 1), 4)
+    figure = plt.figure(figsize=size, FigureClass=Picture, layout="constrained")
+    for i, (title, lines) in enumerate(panels.items()):
         ax = figure.add_subplot(1, len(panels), i + 1)
-        for name, style in zip(panel, ("-o", "--s", ":^", "-.D") * len(panel), strict=False):
-            ax.plot(history["epoch"], history[name], style, label=name, markersize=4)
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.set_xlabel("epoch", color=INK)
-        ax.grid(color=MUTED, alpha=0.25)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.legend(frameon=False)
+        for number, (name, values) in enumerate(lines.items()):
+            # Line, dashes and marks differ too, for those who do not see the colours.
+            style, mark = LINES[number % len(LINES)], MARKS[number % len(MARKS)]
+            few = {"marker": mark, "markersize": 4} if len(values) <= 50 else {}
+            at = range(len(values)) if x is None else x
+            ax.plot(at, values, linestyle=style, label=name, **few)  # type: ignore[arg-type]
+        _dress(ax, xlabel, title)
     return figure
+
+
+def plot_lr_find(lrs: Sequence[float], losses: Sequence[float], suggestion: float) -> Figure:
+    """Draws what `lr_find` found: the loss over the rate, and the rate it suggests.
+
+    Examples:
+        >>> figure = plot_lr_find([0.1, 1.0, 10.0], [2.0, 1.0, 3.0], 0.1)
+    """
+    import matplotlib.pyplot as plt
+
+    figure = plt.figure(figsize=(6, 4), FigureClass=Picture, layout="constrained")
+    ax = figure.add_subplot()
+    ax.plot(lrs, losses, label="smoothed loss")
+    ax.axvline(suggestion, color=MISTAKE, linestyle="--", label=f"suggestion {suggestion:.2g}")
+    ax.set_xscale("log")
+    _dress(ax, "learning rate", "")
+    return figure
+
+
+def _dress(ax: Axes, xlabel: str, title: str) -> None:
+    if ax.get_xscale() != "log":
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel(xlabel, color=INK)
+    ax.set_title(title, color=INK)
+    ax.grid(color=MUTED, alpha=0.25)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False)
 
 
 def _image(img: Any, i: int) -> np.ndarray:

@@ -28,7 +28,7 @@ class Progress(Callback):
     def on_train_begin(self, run: Run) -> None:
         """Shows the bar."""
         self.names: list[str] = []
-        total = len(run.data.trn_dl) * run.epochs if hasattr(run.data.trn_dl, "__len__") else None
+        total = None if run.n_batches is None else run.n_batches * run.epochs
         self.bar = progress_bar(total=total, unit="batch")
         self.next_time = 0.0
 

@@ -33,10 +33,11 @@ class Stepper:
         """Learns from `run.x` and `run.y`; gives the criterion's loss, detached."""
         run.preds = self.forward(run.net, run.x)
         run.loss = loss = run.crit(run.preds, run.y)
+        run.keep_grads = run.skip_step = False
         events.on_backward_begin(run)
-        run.opt.zero_grad()
+        if not run.keep_grads:
+            run.opt.zero_grad()
         run.loss.backward()
-        run.skip_step = False
         events.on_backward_end(run)
         if not run.skip_step:
             run.opt.step()

@@ -1,0 +1,81 @@
+"""Large batches on small machines."""
+
+from __future__ import annotations
+
+from ..callback import Callback, Run
+from ..core import explain
+from ..metrics import rows_of
+
+
+class GradAccumulation(Callback):
+    """Adds up the gradients of several batches and steps once for all of them.
+
+    The step is that of one batch with all their rows, for a loss that is a mean over rows: each row
+    counts once, also in a last window of fewer or shorter batches. BatchNorm still sees the small
+    batches.
+
+    Args:
+        batches: How many batches make a step.
+
+    Raises:
+        ValueError: if it is below 1.
+
+    Examples:
+        >>> from minifast.testing import example_fit
+        >>> history = example_fit([GradAccumulation(4)])
+    """
+
+    changes_training = True
+    must_precede = ("GradClip", "GradientStats")
+
+    def __init__(self, batches: int) -> None:
+        if batches < 1:
+            raise ValueError(
+                explain(
+                    "batches is below 1",
+                    got=repr(batches),
+                    wanted="how many batches make a step",
+                    fix="GradAccumulation(4)",
+                    entry="gradients",
+                )
+            )
+        self.batches = batches
+        self.count = self.rows = 0
+
+    def on_epoch_begin(self, run: Run) -> None:
+        """Begins a window."""
+        self.count = self.rows = 0
+
+    def on_backward_begin(self, run: Run) -> None:
+        """Weighs the batch's loss by its rows, and keeps the gradients of those before it."""
+        run.keep_grads = self.count > 0
+        rows = rows_of(run.y)
+        run.loss = run.loss * rows
+        self.count += 1
+        self.rows += rows
+
+    def on_backward_end(self, run: Run) -> None:
+        """Lets the window's last batch step, by the mean over its rows; the others not."""
+        run.skip_step = self.count < self.batches and run.batch + 1 != run.n_batches
+        if not run.skip_step:
+            self._divide(run)
+
+    def on_validate_begin(self, run: Run) -> None:
+        """Steps for an unfinished window, where the loader could not tell that it would end."""
+        self._finish(run)
+
+    def on_epoch_end(self, run: Run) -> None:
+        """The same, where there is no validation."""
+        self._finish(run)
+
+    def _finish(self, run: Run) -> None:
+        if self.count:
+            self._divide(run)
+            run.opt.step()
+
+    def _divide(self, run: Run) -> None:
+        for group in run.opt.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.grad /= self.rows
+        self.count = self.rows = 0
