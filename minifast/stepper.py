@@ -15,8 +15,8 @@ __all__ = ["Stepper"]
 class Stepper:
     """Forward, loss, backward, step: what `examples/plain_loop.py` spells out.
 
-    A callback adds to this; a stepper of your own replaces it: override `step`, or only `forward`,
-    and hand it to `fit(..., stepper=...)`.
+    A callback adds to this; a stepper of your own replaces it: override `forward`, `backward` or
+    `update`, or all of `step`, and hand it to `fit(..., stepper=...)`.
 
     Examples:
         >>> class Clipped(Stepper):
@@ -29,6 +29,14 @@ class Stepper:
         """What the net makes of a batch's input; training, validation and `predict` share it."""
         return forward(net, x)
 
+    def backward(self, run: Run) -> None:
+        """Adds the gradients of `run.loss` to the parameters' `grad`."""
+        run.loss.backward()
+
+    def update(self, run: Run) -> None:
+        """Changes the weights by their gradients."""
+        run.opt.step()
+
     def step(self, run: Run, events: Events) -> Tensor:
         """Learns from `run.x` and `run.y`; gives the criterion's loss, detached."""
         run.preds = self.forward(run.net, run.x)
@@ -37,10 +45,10 @@ class Stepper:
         events.on_backward_begin(run)
         if not run.keep_grads:
             run.opt.zero_grad()
-        run.loss.backward()
+        self.backward(run)
         events.on_backward_end(run)
         if not run.skip_step:
-            run.opt.step()
+            self.update(run)
         return loss.detach()
 
 

@@ -23,7 +23,8 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__i
 PUBLIC = {
     "": "ArrayLoader Callback History ImageClassifierData ModelData Run Stepper T V accuracy fit "
     "predict predict_with_targs set_lrs to_gpu to_np validate",
-    "callback": "Callback EVENTS Run",
+    "callback": "Callback EVENTS Run who_listens",
+    "checkpoint": "snapshot",
     "core": "T V set_lrs to_gpu to_np",
     "dataloader": "ArrayLoader",
     "dataset": "ArraysDataset ImageClassifierData ModelData T V to_np",
@@ -34,8 +35,13 @@ PUBLIC = {
     "fbeta fbeta_np precision precision_np recall recall_np whole_epoch",
     "model": "T V fit predict predict_with_targs set_lrs to_np validate",
     "plots": "plots show",
+    "plugins": "ActivationStats CSVLogger Compiled CosineRestarts EMA EarlyStopping Freeze "
+    "GradAccumulation GradClip GradientStats JSONLogger LabelSmoothing MixUp MixedPrecision "
+    "OneCycle Plugin Profile SWA SaveBest Schedule TensorBoard TerminateOnNaN TimeLimit Warmup "
+    "available class_weights load lr_find",
     "progress": "Progress",
     "stepper": "Stepper",
+    "testing": "CHECKS check example_data example_fit example_net",
     "torch_imports": "DataLoader Dataset F TensorDataset Variable nn optim torch",
 }
 
@@ -94,10 +100,12 @@ LAYERS = [
     ["history", "metrics", "dataloader"],
     ["dataset", "plots"],
     ["callback"],
-    ["progress"],
+    ["progress", "checkpoint"],
     ["stepper", "checks", "io"],
     ["model"],
+    ["testing"],
     ["__init__"],
+    ["__main__"],
 ]
 FREE = {"imports", "torch_imports"}  # the user's star imports: never imported by the package
 
@@ -120,13 +128,20 @@ def imported(path, inside_functions):
 
 def test_imports_go_one_way():
     assert sorted(chain(*LAYERS)) == sorted({*MODULES, "__init__"} - FREE)
-    below: set[str] = set()
+    below: set[str] = {"plugins"}  # by __main__ only, as the next test holds
     for layer in LAYERS:
         for module in layer:
             extra = imported(PACKAGE / f"{module}.py", inside_functions=False) - below
             assert not extra, f"{module} imports {extra}"
             assert not imported(PACKAGE / f"{module}.py", inside_functions=True) & FREE
         below |= set(layer)
+
+
+def test_nothing_below_imports_the_plug_ins():
+    for module in MODULES:
+        if module != "__main__":
+            found = imported(PACKAGE / f"{module}.py", inside_functions=True)
+            assert not [name for name in found if name.startswith("plugins")], module
 
 
 def code_lines(source):
@@ -147,8 +162,10 @@ def code_lines(source):
 def test_size_is_a_feature():
     path_of_a_batch = ["model", "stepper", "callback", "dataset", "dataloader", "core"]
     sources = {module: (PACKAGE / f"{module}.py").read_text() for module in MODULES}
+    stock = {f"plugins/{path.stem}": path.read_text() for path in PACKAGE.glob("plugins/*.py")}
+    assert all(code_lines(source) <= 90 for name, source in stock.items() if "__init__" not in name)
     assert sum(code_lines(sources[module]) for module in path_of_a_batch) <= 900
-    for module, source in sources.items():
+    for module, source in (sources | stock).items():
         assert code_lines(source) <= 300, module
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.FunctionDef):

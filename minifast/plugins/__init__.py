@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from .csv_logger import CSVLogger as CSVLogger
     from .early_stopping import EarlyStopping as EarlyStopping
     from .ema import EMA as EMA
-    from .ema import SWA as SWA
     from .freeze import Freeze as Freeze
     from .grad_accumulation import GradAccumulation as GradAccumulation
     from .grad_clip import GradClip as GradClip
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from .profile import Profile as Profile
     from .save_best import SaveBest as SaveBest
     from .schedule import Schedule as Schedule
+    from .swa import SWA as SWA
     from .tensorboard import TensorBoard as TensorBoard
     from .terminate_on_nan import TerminateOnNaN as TerminateOnNaN
     from .time_limit import TimeLimit as TimeLimit
@@ -62,7 +62,7 @@ STOCK = {
     "MixedPrecision": "mixed_precision",
     "OneCycle": "one_cycle",
     "Profile": "profile",
-    "SWA": "ema",
+    "SWA": "swa",
     "SaveBest": "save_best",
     "Schedule": "schedule",
     "TensorBoard": "tensorboard",

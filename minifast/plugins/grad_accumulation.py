@@ -71,7 +71,7 @@ class GradAccumulation(Callback):
     def _finish(self, run: Run) -> None:
         if self.count:
             self._divide(run)
-            run.opt.step()
+            run.stepper.update(run)
 
     def _divide(self, run: Run) -> None:
         for group in run.opt.param_groups:

@@ -1,0 +1,192 @@
+"""The kit itself: each check has a bad callback that fails exactly that check."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from minifast import Callback
+from minifast.testing import CHECKS, check, example_fit
+
+
+class Good(Callback):
+    """Counts batches and shows the count as a column."""
+
+    def __init__(self):
+        self.count = 0
+
+    def on_train_begin(self, run):
+        self.count = 0
+
+    def on_batch_end(self, run):
+        self.count += 1
+
+    def on_epoch_end(self, run):
+        run.values["batches"] = self.count
+
+    def state_dict(self):
+        return {"count": self.count}
+
+    def load_state_dict(self, state):
+        self.count = state["count"]
+
+
+class Crashes(Callback):
+    """Fails at the end of the first epoch where there is no validation: the fit does not end."""
+
+    def on_epoch_end(self, run):
+        if "val_loss" not in run.values:
+            raise ZeroDivisionError
+
+
+class Remembers(Callback):
+    """Stops after three epochs, over several fits."""
+
+    epochs = 0
+
+    def on_epoch_end(self, run):
+        self.epochs += 1
+        if self.epochs > 2:
+            run.stop("three were enough")
+
+
+class Meddles(Callback):
+    """Says that it only watches, and shortens the weights."""
+
+    def on_backward_end(self, run):
+        for p in run.net.parameters():
+            p.data.mul_(0.999)
+
+
+class Draws(Callback):
+    """Draws from torch's generator, once everything is learned."""
+
+    def on_train_end(self, run):
+        torch.rand(1)
+
+
+class Hides(Callback):
+    """Overwrites the reason for which another has stopped."""
+
+    def on_train_end(self, run):
+        if run.stopped:
+            run.stopped = "hidden"
+
+
+class LeavesHooks(Callback):
+    """Takes its hooks off only if no epoch was broken off by a stop."""
+
+    def on_train_begin(self, run):
+        self.handle = run.net.register_forward_hook(lambda *args: None)
+
+    def on_train_end(self, run):
+        if run.stopped is None:
+            self.handle.remove()
+
+
+class FailsOnTop(Callback):
+    """Counts on an epoch that an error has broken off."""
+
+    def on_epoch_end(self, run):
+        self.last = run.values["trn_loss"]
+
+    def on_train_end(self, run):
+        if run.stopped is None:
+            assert self.last > 0
+
+
+class KeepsGraphs(Callback):
+    """Adds up losses with all their graphs."""
+
+    def on_train_begin(self, run):
+        self.losses = []
+
+    def on_batch_end(self, run):
+        self.losses.append(run.loss)
+
+
+class Forgets(Good):
+    """Has a count, and does not say so in its state."""
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        """Nothing to take."""
+
+
+class CannotBeSaved(Good):
+    """Has an object in its state."""
+
+    def state_dict(self):
+        return {"count": self.count, "odd": object()}
+
+
+class WantsToBeFirst(Callback):
+    """Shows a column only where it stands first."""
+
+    def on_epoch_end(self, run):
+        if run.callbacks[0] is self or not any(
+            type(other).__name__ == "_Watcher" for other in run.callbacks
+        ):
+            run.values["first"] = 1.0
+
+
+class Nameless(Callback):
+    """Has another's name."""
+
+    def __repr__(self):
+        return "somebody"
+
+
+class Undescribed(Callback):
+    def on_batch_end(self, run): ...
+
+
+BAD = {
+    Crashes: "check_runs",
+    Remembers: "check_can_be_used_again",
+    Meddles: "check_only_watches",
+    Draws: "check_only_watches",
+    Hides: "check_survives_a_stop",
+    LeavesHooks: "check_survives_a_stop",
+    FailsOnTop: "check_survives_an_error",
+    KeepsGraphs: "check_keeps_no_graph",
+    Forgets: "check_resumes_exactly",
+    CannotBeSaved: "check_resumes_exactly",
+    WantsToBeFirst: "check_stands_anywhere",
+    Nameless: "check_names_itself",
+    Undescribed: "check_names_itself",
+}
+
+
+@pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.__name__)
+def test_a_bad_callback_fails_exactly_its_check(bad):
+    failed = []
+    for each in CHECKS:
+        try:
+            each(bad)
+        except (AssertionError, ZeroDivisionError) as error:
+            failed.append(each.__name__)
+            assert (
+                bad.__name__ in str(error)
+                or isinstance(error, ZeroDivisionError)
+                or "somebody" in str(error)
+            )
+    assert failed == [BAD[bad]]
+
+
+def test_every_check_has_a_bad_callback():
+    assert {each.__name__ for each in CHECKS} == set(BAD.values())
+
+
+def test_a_good_callback_passes():
+    check(Good)
+
+
+def test_the_kit_leaves_the_worlds_generators_alone():
+    before = random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()
+    example_fit([], epochs=1)
+    check(Good)
+    assert before == (random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist())
