@@ -36,7 +36,7 @@ PUBLIC = {
     "model": "T V fit predict predict_with_targs set_lrs to_np validate",
     "plots": "plots show",
     "plugins": "ActivationStats CSVLogger Compiled CosineRestarts EMA EarlyStopping Freeze "
-    "GradAccumulation GradClip GradientStats JSONLogger LabelSmoothing MixUp MixedPrecision "
+    "GradAccumulation GradClip GradientStats JSONLogger LabelSmoothing MLflow MixUp MixedPrecision "
     "OneCycle Plugin Profile SWA SaveBest Schedule TensorBoard TerminateOnNaN TimeLimit Warmup "
     "available class_weights load lr_find",
     "progress": "Progress",

@@ -35,6 +35,7 @@ from minifast.plugins import (
     LabelSmoothing,
     MixedPrecision,
     MixUp,
+    MLflow,
     OneCycle,
     Profile,
     SaveBest,
@@ -118,6 +119,7 @@ MAKE = {
     "GradientStats": lambda tmp: GradientStats(),
     "JSONLogger": lambda tmp: JSONLogger(tmp / "log.jsonl"),
     "LabelSmoothing": lambda tmp: LabelSmoothing(0.2),
+    "MLflow": lambda tmp: MLflow(tmp / "runs"),
     "MixUp": lambda tmp: MixUp(0.4),
     "OneCycle": lambda tmp: OneCycle(0.1),
     "Profile": lambda tmp: Profile(tmp / "trace.json", skip=1, batches=1),
@@ -135,6 +137,11 @@ BY_KIT = [name for name, make in MAKE.items() if make is not None]
 def test_every_callback_of_the_stock_is_put_to_the_kit():
     callbacks = {p.name for p in plugins.available() if p.kind == "callback"}
     assert callbacks == set(MAKE)
+
+
+@pytest.fixture(autouse=True)
+def folders_for_mlflow(monkeypatch):
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -190,7 +197,8 @@ def test_load_tells_what_there_is():
 def random_order(seed, tmp_path):
     """Some of the stock in an order that makes sense, with recorders between."""
     rng = random.Random(seed)
-    names = [name for name in BY_KIT if name not in ("Profile", "EarlyStopping", "CosineRestarts")]
+    slow_or_early = "Profile", "MLflow", "EarlyStopping", "CosineRestarts"
+    names = [name for name in BY_KIT if name not in slow_or_early]
     chosen = rng.sample(names, rng.randint(2, 8))
     while True:
         rng.shuffle(chosen)
@@ -862,6 +870,33 @@ def test_tensorboard_reads_what_was_written(tmp_path):
         assert [event.step for event in found] == [0, 1, 2]
         assert [event.value for event in found] == pytest.approx(history[name], rel=1e-6)
     assert [event.step for event in events.Scalars("batch/trn_loss")] == [4, 8, 12, 16, 20, 24]
+
+
+@pytest.mark.parametrize("how", ["whole", "stop", ValueError("x")], ids=repr)
+def test_mlflow_reads_what_was_logged(tmp_path, how):
+    mlflow = pytest.importorskip("mlflow")
+    log = MLflow(tmp_path / "runs", "digits", "first", {"note": "small"})
+    net, opt = small()
+    history = []
+
+    class Copy(Callback):
+        def on_epoch_end(self, run):
+            history.append(dict(run.values))
+
+    try:
+        train(net, opt, [Copy(), log, Ends(how)], epochs=4)
+    except ValueError as error:
+        assert error is how
+    client = mlflow.MlflowClient((tmp_path / "runs").as_uri())
+    run = client.get_run(log.run_id)
+    assert client.get_experiment(run.info.experiment_id).name == "digits"
+    assert run.info.run_name == "first"
+    assert run.info.status == ("KILLED" if isinstance(how, ValueError) else "FINISHED")
+    assert run.data.params == {"epochs": "4", "crit": "NLLLoss", "opt": "SGD", "lr": "0.1",
+                               "parameters": "83", "note": "small"}  # fmt: skip
+    logged = client.get_metric_history(log.run_id, "val_loss")
+    assert [metric.step for metric in logged] == list(range(len(history)))
+    assert [metric.value for metric in logged] == [row["val_loss"] for row in history]
 
 
 def test_profile_writes_a_trace(tmp_path):

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .lr_find import lr_find as lr_find
     from .mixed_precision import MixedPrecision as MixedPrecision
     from .mixup import MixUp as MixUp
+    from .mlflow import MLflow as MLflow
     from .one_cycle import OneCycle as OneCycle
     from .profile import Profile as Profile
     from .save_best import SaveBest as SaveBest
@@ -58,6 +59,7 @@ STOCK = {
     "GradientStats": "gradient_stats",
     "JSONLogger": "json_logger",
     "LabelSmoothing": "label_smoothing",
+    "MLflow": "mlflow",
     "MixUp": "mixup",
     "MixedPrecision": "mixed_precision",
     "OneCycle": "one_cycle",
