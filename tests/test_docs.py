@@ -27,7 +27,7 @@ def test_every_block_says_its_language_and_every_picture_what_it_shows(page):
 
 
 def test_every_error_has_its_entry():
-    source = "".join(path.read_text() for path in (REPOSITORY / "minifast").glob("*.py"))
+    source = "".join(path.read_text() for path in (REPOSITORY / "minifast").rglob("*.py"))
     entries = set(re.findall(r'entry="([a-z0-9-]+)"', source))
     anchors = set(
         re.findall(r"\{ *#([a-z0-9-]+) *\}", (REPOSITORY / "docs/errors-and-fixes.md").read_text())
