@@ -104,6 +104,19 @@ def test_golden_event_sequence(net, two_batches):
     assert recorder.log == GOLDEN
 
 
+def test_golden_event_sequence_of_a_stop(net, two_batches):
+    recorder = Recorder()
+    train(net, two_batches, [At("on_batch_end", lambda run: run.stop("enough"), 3), recorder])
+    assert recorder.log == [*GOLDEN[:18], ("on_train_end", 1, 0, 3)]
+
+
+def test_golden_event_sequence_of_an_error(net, two_batches):
+    recorder = Recorder()
+    with pytest.raises(ZeroDivisionError):
+        train(net, two_batches, [At("on_backward_end", lambda run: 1 / 0, 3), recorder])
+    assert recorder.log == [*GOLDEN[:16], ("on_train_end", 1, 0, 2)]
+
+
 def test_without_validation_data_its_events_are_not_fired(net, two_batches):
     two_batches.val_dl = None
     recorder = Recorder()

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 from sklearn import metrics as sk
+from torch import nn
 
 from minifast import metrics as mf
+from minifast import validate
 from minifast.metrics import RowMean, Whole, meter, metric_names
 
 # fastai07 recorded these: accuracy .6, recall = precision = f1 = fbeta(2) = 2/3.
@@ -98,6 +100,23 @@ def test_a_metric_may_give_any_kind_of_number(value):
     mean = meter(lambda preds, targs: value)
     mean.update(P, T)
     assert mean.compute() == 0.5
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_torchmetrics_objects_work_as_they_are(seed):
+    torchmetrics = pytest.importorskip("torchmetrics")
+    torch.manual_seed(seed)
+    log_preds, targs = torch.randn(57, 3).log_softmax(1), torch.randint(0, 3, (57,))
+    targs[:3] = torch.arange(3)
+    batches = list(zip(log_preds.split(5), targs.split(5), strict=True))
+    area = torchmetrics.AUROC(task="multiclass", num_classes=3)
+    share = torchmetrics.Accuracy(task="multiclass", num_classes=3, average="micro")
+    for _ in range(2):  # reset in between
+        found = validate(nn.Identity(), batches, nn.NLLLoss(), [area, share, mf.accuracy])
+    probs = log_preds.double().softmax(dim=1)
+    expected = sk.roc_auc_score(targs, probs, multi_class="ovr")
+    assert found["MulticlassAUROC"] == pytest.approx(expected, abs=1e-6)
+    assert found["MulticlassAccuracy"] == pytest.approx(found["accuracy"], abs=1e-6)
 
 
 def test_names():

@@ -19,6 +19,7 @@ from torch import nn, optim
 from torch.optim import lr_scheduler, swa_utils
 
 from minifast import ArrayLoader, Callback, ModelData, fit, plugins
+from minifast.callback import EVENTS, hears
 from minifast.plugins import (
     EMA,
     SWA,
@@ -113,7 +114,7 @@ MAKE = {
     "CosineRestarts": lambda tmp: CosineRestarts(0.7, mult=2),
     "EMA": lambda tmp: EMA(0.9),
     "EarlyStopping": lambda tmp: EarlyStopping(patience=1),
-    "Freeze": None,  # it holds a part of one net; its own tests say what the kit says
+    "Freeze": lambda tmp: Freeze("0", "1", until=1),
     "GradAccumulation": lambda tmp: GradAccumulation(3),
     "GradClip": lambda tmp: GradClip(0.1),
     "GradientStats": lambda tmp: GradientStats(),
@@ -131,7 +132,7 @@ MAKE = {
     "TimeLimit": lambda tmp: TimeLimit("1h"),
     "Warmup": lambda tmp: Warmup(5),
 }
-BY_KIT = [name for name, make in MAKE.items() if make is not None]
+BY_KIT = list(MAKE)
 
 
 def test_every_callback_of_the_stock_is_put_to_the_kit():
@@ -210,9 +211,26 @@ def random_order(seed, tmp_path):
             return built
 
 
+def counted(callback, log):
+    """The callback, of a class that also writes down each event that it hears."""
+
+    def counting(event):
+        def handler(self, run):
+            log.append((id(self), event))
+            getattr(super(kind, self), event)(run)
+
+        return handler
+
+    heard = {event: counting(event) for event in EVENTS if hears(callback, event)}
+    kind = type(type(callback).__name__, (type(callback),), heard)
+    callback.__class__ = kind
+    return callback
+
+
 @pytest.mark.parametrize("seed", range(100))
 def test_nobody_misses_an_event_in_any_order(seed, tmp_path):
-    built = random_order(seed, tmp_path)
+    counts = []
+    built = [counted(callback, counts) for callback in random_order(seed, tmp_path)]
     log = []
     first, last = Recorder(log, "first"), Recorder(log, "last")
     stop = seed % 3 == 0 and [At("on_batch_end", lambda run: run.stop("now"), n=10)]
@@ -220,6 +238,9 @@ def test_nobody_misses_an_event_in_any_order(seed, tmp_path):
     events = [event for who, event in log if who == "first"]
     assert events == [event for who, event in log if who == "last"]
     assert [who for who, _ in log] == ["first", "last"] * len(events)
+    for callback in built:
+        mine = [event for who, event in counts if who == id(callback)]
+        assert mine == [event for event in events if hears(callback, event)]
     assert [events.count(e) for e in ("on_train_begin", "on_train_end")] == [1, 1]
     assert events.count("on_batch_end") == (10 if stop else 16)
 
@@ -746,7 +767,7 @@ def test_freeze_leaves_what_was_frozen_before_frozen():
 
 def test_freeze_wants_parts_of_the_net():
     net, opt = small()
-    for freeze in Freeze(nn.Linear(2, 2)), Freeze():
+    for freeze in Freeze(nn.Linear(2, 2)), Freeze(), Freeze("7"):
         with pytest.raises(ValueError, match="Freeze wants parts of the net"):
             train(net, opt, [freeze])
 
@@ -767,6 +788,38 @@ def test_mixed_precision_is_torchs_autocast():
     train(plain, opt, data=ModelData(".", batches))
     assert not torch.equal(plain[0].weight, net[0].weight)
     assert net[0].weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("skips", [False, True])
+def test_float16_scales_the_loss_as_torchs_scaler_does(skips):
+    batches = list(example_data().trn_dl)
+
+    def skip(run):
+        run.skip_step = True
+
+    callbacks = [At("on_backward_end", skip, n) for n in (1, 4)] if skips else []
+    net, opt = small()
+    train(net, opt, callbacks, data=ModelData(".", batches), stepper=MixedPrecision(torch.float16))
+    other, opt = small()
+    scaler = torch.amp.GradScaler("cpu")
+    for i, (x, y) in enumerate(batches):
+        with torch.autocast("cpu", torch.float16):
+            preds = other(x)
+        opt.zero_grad()
+        scaler.scale(nn.NLLLoss()(preds.float(), y)).backward()
+        scaler.unscale_(opt)
+        if not (skips and i in (0, 3)):
+            scaler.step(opt)
+        scaler.update()
+    assert_equal(weights(net), weights(other))
+
+
+def test_half_precision_that_does_not_serve_is_told():
+    with pytest.raises(ValueError, match="dtype does not serve"):
+        MixedPrecision(torch.float32)
+    with pytest.raises(ValueError, match="to add up gradients"):
+        example_fit([GradAccumulation(2)], stepper=MixedPrecision(torch.float16))
+    example_fit([GradAccumulation(2)], stepper=MixedPrecision())
 
 
 def test_a_compiled_net_keeps_its_names():

@@ -15,49 +15,44 @@ class Freeze(Callback):
     do not move and dropout drops nothing. Afterwards every parameter is as free as it was.
 
     Args:
-        *parts: Modules of the net.
+        *parts: Modules of the net, or their names in it (`net.named_modules()`).
         until: The epoch, from 0, from which they learn; None for never in this fit.
 
     Raises:
         ValueError: if a part is not in the net that is trained.
 
     Examples:
-        >>> from minifast.testing import example_data, example_net
-        >>> import minifast, torch
-        >>> net = example_net()
-        >>> opt = torch.optim.SGD(net.parameters(), lr=0.1)
-        >>> before = net[0].weight.clone()
-        >>> history = minifast.fit(net, example_data(), 1, nn.NLLLoss(), opt, progress=False,
-        ...                        callbacks=[Freeze(net[0])])
-        >>> torch.equal(net[0].weight, before)
-        True
+        >>> from minifast.testing import example_fit
+        >>> history = example_fit([Freeze("0", until=1)], epochs=2)
     """
 
     changes_training = True
 
-    def __init__(self, *parts: nn.Module, until: int | None = None) -> None:
+    def __init__(self, *parts: nn.Module | str, until: int | None = None) -> None:
         self.parts, self.until = parts, until
+        self.modules: list[nn.Module] = []
         self.free: list[nn.Parameter] = []
 
     def __repr__(self) -> str:
-        names = ", ".join(type(part).__name__ for part in self.parts)
-        return f"Freeze({names}, until={self.until})"
+        return f"Freeze({', '.join(map(_name, self.parts))}, until={self.until})"
 
     def on_train_begin(self, run: Run) -> None:
         """Takes the parts' parameters out of learning."""
-        known = set(run.net.modules())
-        strange = [part for part in self.parts if part not in known]
-        if strange or not self.parts:
+        named = dict(run.net.named_modules())
+        known = set(named.values())
+        found = [named.get(part) if isinstance(part, str) else part for part in self.parts]
+        self.modules = [module for module in found if module is not None and module in known]
+        if not self.parts or len(self.modules) < len(self.parts):
             raise ValueError(
                 explain(
                     "Freeze wants parts of the net that is trained",
-                    got=", ".join(type(part).__name__ for part in strange) or "nothing",
-                    wanted="modules of net, such as net[0]",
+                    got=", ".join(map(_name, self.parts)) or "nothing",
+                    wanted="modules of net, such as net[0], or their names in it",
                     fix="Freeze(net[0], until=2)",
                     entry="freezing",
                 )
             )
-        self.free = [p for part in self.parts for p in part.parameters() if p.requires_grad]
+        self.free = [p for part in self.modules for p in part.parameters() if p.requires_grad]
         self._let_learn(False)
 
     def on_epoch_begin(self, run: Run) -> None:
@@ -65,8 +60,8 @@ class Freeze(Callback):
         if self.until is not None and run.epoch >= self.until:
             self._let_learn(True)
             return
-        for part in self.parts:
-            part.eval()
+        for module in self.modules:
+            module.eval()
 
     def on_train_end(self, run: Run) -> None:
         """Leaves every parameter as free as it was."""
@@ -77,3 +72,7 @@ class Freeze(Callback):
             p.requires_grad_(learn)
             if not learn:
                 p.grad = None  # a gradient of before would be stepped by
+
+
+def _name(part: nn.Module | str) -> str:
+    return repr(part) if isinstance(part, str) else type(part).__name__

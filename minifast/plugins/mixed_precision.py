@@ -7,17 +7,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import device_of
+from ..callback import Run
+from ..core import device_of, explain
 from ..stepper import Stepper
 
 
 class MixedPrecision(Stepper):
-    """Runs the net in bfloat16 where torch holds that to be safe; weights and loss stay float32.
+    """Runs the net in half precision where torch holds that safe; weights and loss are float32.
 
     It serves validation during `fit` too; `predict` runs the net as it is.
 
     Args:
-        dtype: What the net computes in; bfloat16 needs no scaling of the loss.
+        dtype: What the net computes in. bfloat16, on the CPU and on newer GPUs, needs nothing more;
+            for float16 the loss is scaled, and gradients that overflow skip their step.
+
+    Raises:
+        ValueError: for another dtype; while training, if gradients in float16 are to be added up.
 
     Examples:
         >>> from minifast.testing import example_fit
@@ -25,10 +30,50 @@ class MixedPrecision(Stepper):
     """
 
     def __init__(self, dtype: torch.dtype = torch.bfloat16) -> None:
+        if dtype not in (torch.bfloat16, torch.float16):
+            raise _unfit(dtype, "torch.bfloat16 or torch.float16")
         self.dtype = dtype
+        self.scaler: torch.amp.GradScaler | None = None
+        self.waits = False  # for the update of a batch whose step was skipped
 
     def forward(self, net: nn.Module, x: Any) -> Any:
         """The net's output under `torch.autocast`, as float32."""
         with torch.autocast(device_of(net).type, self.dtype):
             preds = super().forward(net, x)
         return preds.float() if isinstance(preds, Tensor) and preds.is_floating_point() else preds
+
+    def backward(self, run: Run) -> None:
+        """The gradients; in float16 of the scaled loss, and scaled back."""
+        if self.dtype == torch.bfloat16:
+            super().backward(run)
+            return
+        if run.keep_grads:
+            raise _unfit(self.dtype, "torch.bfloat16, to add up gradients of several batches")
+        if self.scaler is None:
+            self.scaler = torch.amp.GradScaler(device_of(run.net).type)
+        elif self.waits:
+            self.scaler.update()
+        self.scaler.scale(run.loss).backward()
+        self.scaler.unscale_(run.opt)
+        self.waits = True
+
+    def update(self, run: Run) -> None:
+        """The step, unless a gradient in float16 has overflowed."""
+        if self.scaler is None:
+            super().update(run)
+            return
+        self.scaler.step(run.opt)
+        self.scaler.update()
+        self.waits = False
+
+
+def _unfit(dtype: torch.dtype, wanted: str) -> ValueError:
+    return ValueError(
+        explain(
+            "dtype does not serve",
+            got=str(dtype),
+            wanted=wanted,
+            fix="MixedPrecision()",
+            entry="steppers",
+        )
+    )
