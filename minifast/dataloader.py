@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,10 @@ class ArrayLoader:
         self.arrays = [_rows(a, name) for a, name in zip(arrays, names, strict=True)]
         _check_lengths(self.arrays, names)
         self.n_rows = len(self.arrays[0])
-        self._gather = [_gatherer(a) for a in self.arrays]
+        self.take = self._taker()
+        self._writable = not any(
+            isinstance(a, np.ndarray) and not a.flags.writeable for a in arrays
+        )
 
     def __len__(self) -> int:
         return -(-self.n_rows // self.bs)
@@ -85,38 +89,59 @@ class ArrayLoader:
         """
         return Batches(self, torch.arange(self.n_rows), bs)
 
-    def take(self, rows: Tensor) -> Batch:
-        """The batch of these row numbers (int64, on the arrays' device)."""
-        batch = tuple([gather(rows) for gather in self._gather])
-        return batch if self.tfm is None else self._transform(self.tfm, batch)
+    def read(self, bs: int) -> Iterator[Batch]:
+        """All rows in their own order, to be read only: not copied where it can be helped.
 
-    def _transform(self, tfm: Callable[..., Any], batch: Batch) -> Batch:
-        if len(batch) == 1:
-            return (tfm(*batch),)
-        *xs, y = batch
-        x = tfm(*xs)
-        return (*x, y) if isinstance(x, tuple) else (x, y)
+        The first `loader.bs` rows are copied all the same, to see whether they are written to, as
+        by a net that begins with `ReLU(inplace=True)`; if so, all are. Then come `bs` in a batch.
+        """
+        first = self.take(torch.arange(min(self.bs, self.n_rows), device=self.arrays[0].device))
+        versions = [t._version for t in first if isinstance(t, Tensor)]
+        yield first
+        written = versions != [t._version for t in first if isinstance(t, Tensor)]
+        rest = [a[self.bs :] for a in self.arrays]
+        if written or self.tfm is not None or not self._writable:
+            rows = torch.arange(self.bs, self.n_rows, device=self.arrays[0].device)
+            yield from Batches(self, rows, bs) if len(rows) else ()
+            return
+        for parts in zip(*(a.split(bs) for a in rest), strict=True):
+            if len(parts[0]):  # torch splits nothing into one part of nothing
+                yield tuple(part.to(_dtype(part)) for part in parts)
+
+    def _taker(self) -> Callable[[Tensor], Batch]:
+        """`take(rows)`: the batch of these row numbers (int64, on the arrays' device).
+
+        Chosen once and not for each batch: a step of a small net costs less than twenty calls.
+        """
+        gather = [_gatherer(a) for a in self.arrays]
+        tfm = self.tfm
+        if tfm is not None:
+            return lambda rows: _transformed(tfm, tuple([each(rows) for each in gather]))
+        if len(gather) == 2:
+            x, y = gather
+            return lambda rows: (x(rows), y(rows))
+        return lambda rows: tuple([each(rows) for each in gather])
 
 
 class Batches:
     """One pass over an `ArrayLoader`: an iterator with a length."""
 
-    __slots__ = ("_loader", "_parts", "_remaining")
+    __slots__ = ("_batches", "_length")
 
     def __init__(self, loader: ArrayLoader, rows: Tensor, bs: int) -> None:
-        self._loader = loader
-        self._parts = rows.to(loader.arrays[0].device).split(bs)
-        self._remaining = iter(self._parts)
+        parts = rows.to(loader.arrays[0].device).split(bs)
+        self._length = len(parts)
+        self._batches = map(loader.take, parts)
 
     def __len__(self) -> int:
         """The batches of the whole pass, those already taken included."""
-        return len(self._parts)
+        return self._length
 
     def __iter__(self) -> Iterator[Batch]:
-        return self
+        return self._batches  # a `for` then calls no Python for a batch but `take`
 
     def __next__(self) -> Batch:
-        return self._loader.take(next(self._remaining))
+        return next(self._batches)
 
 
 def _rows(a: Any, name: str) -> Tensor:
@@ -144,10 +169,16 @@ def _dtype(t: Tensor) -> torch.dtype:
 
 
 def _gatherer(a: Tensor) -> Callable[[Tensor], Tensor]:
-    dtype, select = _dtype(a), a.index_select
-    if dtype == a.dtype:
-        return lambda rows: select(0, rows)
-    return lambda rows: select(0, rows).to(dtype)
+    dtype, select = _dtype(a), partial(a.index_select, 0)
+    return select if dtype == a.dtype else lambda rows: select(rows).to(dtype)
+
+
+def _transformed(tfm: Callable[..., Any], batch: Batch) -> Batch:
+    if len(batch) == 1:
+        return (tfm(*batch),)
+    *xs, y = batch
+    x = tfm(*xs)
+    return (*x, y) if isinstance(x, tuple) else (x, y)
 
 
 def _check_batch_size(bs: Any) -> None:

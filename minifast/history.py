@@ -145,7 +145,8 @@ class RunningLoss:
     """The training loss as fastai smooths it: an exponential average (0.98), debiased.
 
     `avg = 0.98 * avg + 0.02 * loss` over all batches of a fit, shown as `avg / (1 - 0.98**n)`.
-    The losses are kept as tensors and read when somebody asks, so nothing waits for a GPU.
+    Losses on the CPU are read at once, which costs less than keeping them. Those on a GPU are kept,
+    and read when somebody asks, so that nothing waits for it.
 
     Examples:
         >>> smooth = RunningLoss()
@@ -163,15 +164,23 @@ class RunningLoss:
     def __init__(self) -> None:
         self.average = 0.0
         self.count = 0
-        self.last: Tensor | None = None
+        self.last: Tensor | float = float("nan")
         self.unread: list[Tensor] = []
 
     def add(self, loss: Tensor) -> None:
-        """Takes the loss of a batch, detached."""
-        self.last = loss
-        self.unread.append(loss)
+        """Takes the loss of a batch."""
+        if loss.is_cpu:
+            self.last = loss.item()
+            self._take(self.last)
+            return
+        self.last = loss.detach()
+        self.unread.append(self.last)
         if len(self.unread) >= self.MOST_UNREAD:
             self._read()
+
+    def _take(self, loss: float) -> None:
+        self.average = self.MOMENTUM * self.average + (1 - self.MOMENTUM) * loss
+        self.count += 1
 
     def value(self) -> float:
         """The smoothed loss so far; nan before the first batch. Syncs with the GPU."""
@@ -192,6 +201,5 @@ class RunningLoss:
         if not self.unread:
             return
         for loss in torch.stack(self.unread).tolist():
-            self.average = self.MOMENTUM * self.average + (1 - self.MOMENTUM) * loss
-        self.count += len(self.unread)
+            self._take(loss)
         self.unread.clear()

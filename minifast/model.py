@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, islice
+from itertools import chain, count, islice
 from typing import Any, cast
 
 import numpy as np
@@ -123,13 +123,16 @@ def _train_epoch(run: Run, stepper: Stepper, events: Events) -> None:
     """Learns from each batch of the training data once, or until somebody asks to stop."""
     device = device_of(run.net)
     batches = iter(()) if run.stopped else _first_checked(run)
-    for number, batch in enumerate(batches):
-        run.batch = number
+    numbers = count()
+    for batch in batches:
+        run.batch = next(numbers)
         run.x, run.y = split_batch(batch, device)
+        del batch  # nobody else holds it now, so that the next one finds its memory still warm
         events.on_batch_begin(run)
         run.running_loss.add(stepper.step(run, events))
         run.step += 1
         events.on_batch_end(run)
+        run.x = run.y = run.preds = run.loss = None
         if run.stopped:
             break
 
@@ -254,7 +257,7 @@ def _in_order(dl: Any) -> Iterable[Any]:
     if not isinstance(dl, ArrayLoader):
         return cast(Iterable[Any], dl)
     row_bytes = sum(a[0].numel() for a in dl.arrays) * 4
-    return dl.in_order(max(dl.bs, min(EVALUATION_ROWS, EVALUATION_BYTES // max(row_bytes, 1))))
+    return dl.read(max(dl.bs, min(EVALUATION_ROWS, EVALUATION_BYTES // max(row_bytes, 1))))
 
 
 def _checked_run(

@@ -26,8 +26,27 @@ class Stepper:
     """
 
     def forward(self, net: nn.Module, x: Any) -> Any:
-        """What the net makes of a batch's input; training, validation and `predict` share it."""
-        return forward(net, x)
+        """What the net makes of a batch's input: `net(x)`.
+
+        Several inputs in a tuple or dict are its arguments; of several outputs the first counts.
+        Training, validation and `predict` share it.
+
+        Examples:
+            >>> several = torch.ones(5, 2), torch.ones(5, 3)
+            >>> Stepper().forward(nn.Bilinear(2, 3, 1), several).shape
+            torch.Size([5, 1])
+        """
+        if isinstance(x, Tensor):
+            out = net(x)
+        elif isinstance(x, dict):
+            out = net(**x)
+        else:
+            out = net(*x)
+        return out[0] if isinstance(out, tuple | list) else out
+
+    def zero_grad(self, run: Run) -> None:
+        """Forgets the gradients of the batch before."""
+        run.opt.zero_grad()
 
     def backward(self, run: Run) -> None:
         """Adds the gradients of `run.loss` to the parameters' `grad`."""
@@ -38,35 +57,18 @@ class Stepper:
         run.opt.step()
 
     def step(self, run: Run, events: Events) -> Tensor:
-        """Learns from `run.x` and `run.y`; gives the criterion's loss, detached."""
+        """Learns from `run.x` and `run.y`; gives the criterion's loss."""
         run.preds = self.forward(run.net, run.x)
         run.loss = loss = run.crit(run.preds, run.y)
         run.keep_grads = run.skip_step = False
         events.on_backward_begin(run)
         if not run.keep_grads:
-            run.opt.zero_grad()
+            self.zero_grad(run)
         self.backward(run)
         events.on_backward_end(run)
         if not run.skip_step:
             self.update(run)
-        return loss.detach()
-
-
-def forward(net: nn.Module, x: Any) -> Any:
-    """`net(x)`; several inputs in a tuple or dict are its arguments, of several outputs the first
-    counts.
-
-    Examples:
-        >>> forward(nn.Bilinear(2, 3, 1), (torch.ones(5, 2), torch.ones(5, 3))).shape
-        torch.Size([5, 1])
-    """
-    if isinstance(x, Tensor):
-        out = net(x)
-    elif isinstance(x, dict):
-        out = net(**x)
-    else:
-        out = net(*x)
-    return out[0] if isinstance(out, tuple | list) else out
+        return loss
 
 
 def split_batch(batch: Any, device: torch.device) -> tuple[Any, Any]:
@@ -75,15 +77,22 @@ def split_batch(batch: Any, device: torch.device) -> tuple[Any, Any]:
     Examples:
         >>> x, y = split_batch((torch.ones(2, 3), torch.zeros(2)), torch.device("cpu"))
     """
-    *xs, y = batch
-    x = xs[0] if len(xs) == 1 else tuple(xs)
-    return to_device(x, device), to_device(y, device)
+    if len(batch) == 2:
+        x, y = batch
+    else:
+        *xs, y = batch
+        x = xs[0] if len(xs) == 1 else tuple(xs)
+    if not (isinstance(x, Tensor) and x.device == device):
+        x = to_device(x, device)
+    if not (isinstance(y, Tensor) and y.device == device):
+        y = to_device(y, device)
+    return x, y
 
 
 def to_device(value: Any, device: torch.device) -> Any:
     """The tensors in `value` on the device; a tensor that is there already is not copied."""
     if isinstance(value, Tensor):
-        return value if value.device == device else value.to(device, non_blocking=True)
+        return value.to(device, non_blocking=True)
     if isinstance(value, dict):
         return {key: to_device(v, device) for key, v in value.items()}
     if isinstance(value, tuple | list):

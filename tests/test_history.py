@@ -91,15 +91,29 @@ def test_the_running_loss_is_the_recorded_one():
     assert found == [1.0, 1.50505051, 2.01346756, 2.52525046]
 
 
+class OnAGPU(torch.Tensor):
+    """A tensor that says that it is not on the CPU."""
+
+    is_cpu = False
+
+
 def test_reading_the_running_loss_seldom_or_often_gives_the_same():
     losses = torch.rand(2500).unbind()
-    often, seldom = RunningLoss(), RunningLoss()
+    at_once, often, seldom = RunningLoss(), RunningLoss(), RunningLoss()
     for loss in losses:
-        often.add(loss)
-        seldom.add(loss)
+        at_once.add(loss)
+        often.add(loss.as_subclass(OnAGPU))
+        seldom.add(loss.as_subclass(OnAGPU))
         often.value()
         assert len(seldom.unread) < RunningLoss.MOST_UNREAD
-    assert often.value() == seldom.value()
+    assert at_once.value() == often.value() == seldom.value()
+
+
+def test_the_running_loss_keeps_no_graph():
+    weight = torch.ones((), requires_grad=True)
+    smooth = RunningLoss()
+    smooth.add((weight * 2).as_subclass(OnAGPU))
+    assert not smooth.unread[0].requires_grad
 
 
 def test_no_loss_yet_is_nan():

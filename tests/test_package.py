@@ -35,7 +35,7 @@ PUBLIC = {
     "fbeta fbeta_np precision precision_np recall recall_np whole_epoch",
     "model": "T V fit predict predict_with_targs set_lrs to_np validate",
     "plots": "plots show",
-    "plugins": "ActivationStats CSVLogger Compiled CosineRestarts EMA EarlyStopping Freeze "
+    "plugins": "ActivationStats CSVLogger Compiled CosineRestarts EMA EarlyStopping Fast Freeze "
     "GradAccumulation GradClip GradientStats JSONLogger LabelSmoothing MLflow MixUp MixedPrecision "
     "OneCycle Plugin Profile SWA SaveBest Schedule TensorBoard TerminateOnNaN TimeLimit Warmup "
     "available class_weights load lr_find",

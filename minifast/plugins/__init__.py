@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .csv_logger import CSVLogger as CSVLogger
     from .early_stopping import EarlyStopping as EarlyStopping
     from .ema import EMA as EMA
+    from .fast import Fast as Fast
     from .freeze import Freeze as Freeze
     from .grad_accumulation import GradAccumulation as GradAccumulation
     from .grad_clip import GradClip as GradClip
@@ -53,6 +54,7 @@ STOCK = {
     "CosineRestarts": "cosine_restarts",
     "EMA": "ema",
     "EarlyStopping": "early_stopping",
+    "Fast": "fast",
     "Freeze": "freeze",
     "GradAccumulation": "grad_accumulation",
     "GradClip": "grad_clip",

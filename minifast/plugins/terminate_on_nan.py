@@ -21,7 +21,7 @@ class TerminateOnNaN(Callback):
     """
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[int, int, Tensor]] = []
+        self._waiting: list[tuple[int, int, Tensor | float]] = []
 
     def on_train_begin(self, run: Run) -> None:
         """Forgets an earlier fit."""
@@ -30,10 +30,8 @@ class TerminateOnNaN(Callback):
     def on_batch_end(self, run: Run) -> None:
         """Looks at this batch's loss, or on a GPU at the one before."""
         loss = run.running_loss.last
-        if loss is None:
-            return
         self._waiting.append((run.epoch, run.batch, loss))
-        if len(self._waiting) > (loss.device.type != "cpu"):
+        if len(self._waiting) > isinstance(loss, Tensor):
             self._look(run)
 
     def on_epoch_end(self, run: Run) -> None:
@@ -43,7 +41,7 @@ class TerminateOnNaN(Callback):
 
     def _look(self, run: Run) -> None:
         epoch, batch, loss = self._waiting.pop(0)
-        value = loss.item()
+        value = float(loss)
         if math.isfinite(value):
             return
         rates = ", ".join(f"{float(group['lr']):g}" for group in run.opt.param_groups)
