@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .callback import Callback
-from .core import explain
+from .core import explain, whole_number
 
 CLASS_LOSSES = (nn.NLLLoss, nn.CrossEntropyLoss, nn.MultiMarginLoss)
 CLASS_FUNCTIONS = ("nll_loss", "cross_entropy", "multi_margin_loss")
@@ -43,18 +43,8 @@ def check_epochs(epochs: Any, n_epochs: Any) -> int:
             )
         )
     wanted = n_epochs if epochs is None else epochs
-    whole = isinstance(wanted, int | np.integer) and not isinstance(wanted, bool)
-    if not whole or wanted < 0:
-        raise (ValueError if whole else TypeError)(
-            explain(
-                "epochs is no number of epochs",
-                got=repr(wanted),
-                wanted="a whole number, 0 or more",
-                fix="fit(net, md, epochs=1, crit=crit, opt=opt)",
-                entry="epochs",
-            )
-        )
-    return int(wanted)
+    fix = "fit(net, md, epochs=1, crit=crit, opt=opt)"
+    return whole_number("epochs", wanted, 0, fix=fix, entry="epochs")
 
 
 def check_crit_and_opt(net: nn.Module, crit: Any, opt: Any) -> None:

@@ -41,6 +41,31 @@ def explain(problem: str, *, got: object, wanted: str, fix: str, entry: str) -> 
     )
 
 
+def whole_number(name: str, value: Any, least: int, *, fix: str, entry: str) -> int:
+    """The value as an int, if it is a whole number and not below `least`.
+
+    Raises:
+        TypeError: if it is no whole number (a truth value is none).
+        ValueError: if it is below.
+
+    Examples:
+        >>> whole_number("bs", np.int64(64), 1, fix="bs=64", entry="batch-size")
+        64
+    """
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if whole and value >= least:
+        return int(value)
+    raise (ValueError if whole else TypeError)(
+        explain(
+            f"{name} cannot be {value!r}",
+            got=repr(value),
+            wanted=f"a whole number, {least} or more",
+            fix=fix,
+            entry=entry,
+        )
+    )
+
+
 # ---- tensors -----------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .core import as_tensor, explain, training_dtype
+from .core import as_tensor, explain, training_dtype, whole_number
 
 __all__ = ["ArrayLoader"]
 
@@ -59,8 +59,7 @@ class ArrayLoader:
         names: tuple[str, ...] = (),
     ) -> None:
         names = names or tuple(f"array {i}" for i in range(len(arrays)))
-        _check_batch_size(bs)
-        self.bs = bs
+        self.bs = whole_number("bs", bs, 1, fix="bs=64", entry="batch-size")
         self.shuffle = shuffle
         self.tfm = tfm
         self.generator = None if seed is None else torch.Generator().manual_seed(seed)
@@ -179,20 +178,6 @@ def _transformed(tfm: Callable[..., Any], batch: Batch) -> Batch:
     *xs, y = batch
     x = tfm(*xs)
     return (*x, y) if isinstance(x, tuple) else (x, y)
-
-
-def _check_batch_size(bs: Any) -> None:
-    whole = isinstance(bs, int | np.integer) and not isinstance(bs, bool)
-    if not whole or bs < 1:
-        raise (ValueError if whole else TypeError)(
-            explain(
-                "bs is no batch size",
-                got=repr(bs),
-                wanted="a whole number of rows, 1 or more",
-                fix="bs=64",
-                entry="batch-size",
-            )
-        )
 
 
 def _check_lengths(arrays: list[Tensor], names: tuple[str, ...]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..callback import Callback, Run
-from ..core import explain
+from ..core import whole_number
 from ..metrics import rows_of
 
 
@@ -18,7 +18,7 @@ class GradAccumulation(Callback):
         batches: How many batches make a step.
 
     Raises:
-        ValueError: if it is below 1.
+        TypeError, ValueError: if it is no whole number, or below 1.
 
     Examples:
         >>> from minifast.testing import example_fit
@@ -29,17 +29,9 @@ class GradAccumulation(Callback):
     must_precede = ("GradClip", "GradientStats")
 
     def __init__(self, batches: int) -> None:
-        if batches < 1:
-            raise ValueError(
-                explain(
-                    "batches is below 1",
-                    got=repr(batches),
-                    wanted="how many batches make a step",
-                    fix="GradAccumulation(4)",
-                    entry="gradients",
-                )
-            )
-        self.batches = batches
+        self.batches = whole_number(
+            "batches", batches, 1, fix="GradAccumulation(4)", entry="gradients"
+        )
         self.count = self.rows = 0
 
     def on_epoch_begin(self, run: Run) -> None:
