@@ -238,13 +238,13 @@ class Events:
         try:
             for callback in self.callbacks:
                 begun.append(callback)
-                _call(callback, "on_train_begin", run)
+                _firing("on_train_begin", [callback])(run)
             yield
         except BaseException as first:
             error = first
         for callback in begun:
             try:
-                _call(callback, "on_train_end", run)
+                _firing("on_train_end", [callback])(run)
             except BaseException as later:
                 if error is None:
                     error = later
@@ -282,17 +282,15 @@ _nobody: Fire = bool  # type: ignore[assignment]
 
 
 def _firing(event: str, listeners: Sequence[Callback]) -> Fire:
+    handlers = [(callback, getattr(callback, event)) for callback in listeners]
+
     def fire(run: Run) -> None:
-        for callback in listeners:
-            _call(callback, event, run)
+        for callback, handler in handlers:
+            try:
+                handler(run)
+            except BaseException as error:
+                where = f"epoch {run.epoch}, step {run.step}"
+                error.add_note(f"raised by {type(callback).__name__}.{event}, {where}")
+                raise
 
     return fire
-
-
-def _call(callback: Callback, event: str, run: Run) -> None:
-    try:
-        getattr(callback, event)(run)
-    except BaseException as error:
-        where = f"epoch {run.epoch}, step {run.step}"
-        error.add_note(f"raised by {type(callback).__name__}.{event}, {where}")
-        raise

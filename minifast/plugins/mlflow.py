@@ -27,6 +27,15 @@ class MLflow(Callback):
 
     Raises:
         ModuleNotFoundError: when training begins, if MLflow is not installed.
+
+    Examples:
+        >>> import os, tempfile
+        >>> from minifast.testing import example_fit
+        >>> os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
+        >>> log = MLflow(Path(tempfile.mkdtemp()), experiment="digits")
+        >>> history = example_fit([log])
+        >>> len(log.run_id)
+        32
     """
 
     def __init__(

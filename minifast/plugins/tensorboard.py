@@ -19,6 +19,14 @@ class TensorBoard(Callback):
 
     Raises:
         ModuleNotFoundError: when training begins, if tensorboard is not installed.
+
+    Examples:
+        >>> import tempfile
+        >>> from minifast.testing import example_fit
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> history = example_fit([TensorBoard(folder)])
+        >>> [path.name.partition(".")[0] for path in folder.iterdir()]
+        ['events']
     """
 
     def __init__(self, path: str | Path, every: int = 50) -> None:
