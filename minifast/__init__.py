@@ -6,6 +6,7 @@
 """
 
 from .callback import Callback, Run
+from .checkpoint import load_weights, save_weights
 from .core import T, V, set_lrs, to_gpu, to_np
 from .dataloader import ArrayLoader
 from .dataset import ImageClassifierData, ModelData
@@ -28,8 +29,10 @@ __all__ = [
     "V",
     "accuracy",
     "fit",
+    "load_weights",
     "predict",
     "predict_with_targs",
+    "save_weights",
     "set_lrs",
     "to_gpu",
     "to_np",

@@ -86,6 +86,24 @@ class Run:
     """The criterion's losses of this fit, smoothed as `trn_loss` shows them."""
     stopped: str | None = None
     """Why training stops, once somebody asked for it."""
+    paused: bool = False
+    """Whether it stops for now only: resumed, it goes on."""
+    ends_whole: bool = False
+    """Set it in `on_train_begin`, and Ctrl-C and SIGTERM let the batch under way be finished."""
+    checks: str = "on"
+    """What `fit(..., checks=...)` was: `"on"`, `"warn"` or `"off"`."""
+    given: dict[str, int | None] = field(default_factory=dict)
+    """The size of the training data that `fit` was given; `data` itself may be changed."""
+    looked: bool = False
+    """Whether the first batch was looked at."""
+    epoch_start: int = 0
+    """The `step` at which the epoch began."""
+    order: dict[str, Any] = field(default_factory=dict, repr=False)
+    """The random generators from which the epoch's order was drawn."""
+    awaiting: list[Callable[[Run], object]] = field(default_factory=list)
+    """What `after` was given and was not called yet."""
+    at_end: list[Callable[[Run], object]] = field(default_factory=list)
+    """Called when the loop is over, before any `on_train_end`, unless an error broke it off."""
 
     @property
     def n_batches(self) -> int | None:
@@ -101,6 +119,15 @@ class Run:
         """
         if self.stopped is None:
             self.stopped = reason
+
+    def pause(self, reason: str) -> None:
+        """Asks for training to stop for now: a run that is resumed from a checkpoint goes on."""
+        self.paused = self.paused or self.stopped is None
+        self.stop(reason)
+
+    def after(self, action: Callable[[Run], object]) -> None:
+        """Has `action(run)` called once every listener has heard the event that is being fired."""
+        self.awaiting.append(action)
 
 
 class Callback:
@@ -249,7 +276,8 @@ class Events:
                 if error is None:
                     error = later
                 else:
-                    error.add_note(f"then {later!r}, {later.__notes__[-1]}")
+                    note = getattr(later, "__notes__", ["after the end"])[-1]
+                    error.add_note(f"then {later!r}, {note}")
         if error is not None:
             raise error
 
@@ -292,5 +320,7 @@ def _firing(event: str, listeners: Sequence[Callback]) -> Fire:
                 where = f"epoch {run.epoch}, step {run.step}"
                 error.add_note(f"raised by {type(callback).__name__}.{event}, {where}")
                 raise
+        while run.awaiting:
+            run.awaiting.pop(0)(run)
 
     return fire

@@ -4,63 +4,215 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from .callback import Run
+from .callback import Callback, Run
+from .core import explain
+from .files import older
+from .storage import (
+    CheckpointError,
+    as_data,
+    load_weights,
+    put_weights,
+    read_state,
+    save_weights,
+    weights_differ,
+)
 
-__all__ = ["snapshot"]
+__all__ = ["CheckpointError", "load_weights", "save_weights", "snapshot"]
+
+FORMAT = 1
+KEYS = {
+    *("epoch", "batch", "step", "net", "opt", "grads", "stepper", "callbacks", "running_loss"),
+    *("history", "stopped", "given", "order", "random"),
+}
 
 
 def snapshot(run: Run) -> dict[str, Any]:
-    """The state of a run at the beginning of an epoch, taken in `on_epoch_begin`.
+    """The state of a run between two of its batches, or two of its epochs.
 
-    `fit(..., epochs, resume=state)` with the same arguments goes on from there to the same end, to
-    the bit. It holds tensors, numbers, strings, lists and dicts, all copied: of net, optimizer,
+    `fit(..., resume=state)` with the same arguments goes on from there to the same end, to the bit.
+    It holds tensors, numbers, strings, lists and dicts, all copied: of net, optimizer, stepper and
     callbacks (in the order of the list), random generators (torch, its GPUs, numpy, Python, the
-    loader's), the smoothed loss and the history.
+    loader's), place in the epoch and its order, gradients that wait for their step, the smoothed
+    loss and the history. Take it in `on_epoch_begin`, as the first of the list, or by
+    `run.after(...)` in `on_batch_end` or `on_epoch_end`, when all others have heard the event.
 
     Examples:
         >>> from minifast.callback import Callback
         >>> from minifast.testing import example_fit
         >>> states = []
         >>> class Keep(Callback):
-        ...     def on_epoch_begin(self, run):
-        ...         states.append(snapshot(run))
+        ...     def on_batch_end(self, run):
+        ...         run.after(lambda run: states.append(snapshot(run)))
         >>> history = example_fit([Keep()], epochs=3)
-        >>> example_fit([Keep()], epochs=3, resume=states[1])["val_loss"] == history["val_loss"]
+        >>> example_fit([], epochs=3, resume=states[11])["val_loss"] == history["val_loss"]
         True
     """
+    return copy.deepcopy(state_of(run))
+
+
+def state_of(run: Run) -> dict[str, Any]:
+    """`snapshot`, its tensors shared with the run's: for a file, which is a copy itself."""
+    ended = run.values.get("epoch") == run.epoch  # its row is there
+    rows = list(run.history)
+    if ended and not (rows and rows[-1]["epoch"] == run.epoch):
+        rows.append(run.values)
     state = {
-        "epoch": run.epoch,
+        "format": FORMAT,
+        "epoch": run.epoch + ended,
+        "batch": 0 if ended else run.step - run.epoch_start,
         "step": run.step,
         "net": run.net.state_dict(),
         "opt": run.opt.state_dict(),
-        "callbacks": [callback.state_dict() for callback in run.callbacks],
+        "grads": _waiting_gradients(run),
+        "stepper": [type(run.stepper).__name__, _stepper_state(run)],
+        "callbacks": [
+            [type(c).__name__, c.changes_training, c.state_dict()] for c in run.callbacks
+        ],
         "running_loss": run.running_loss.state_dict(),
-        "history": list(run.history),
-        "random": random_state(run.data.trn_dl),
+        "history": rows,
+        "stopped": None if run.paused else run.stopped,
+        "given": run.given,
+        "order": _listed(run.order),
+        "random": _listed(random_state(run.data.trn_dl)),
     }
-    return copy.deepcopy(state)
+    return dict(as_data(state, "state"))
 
 
-def restore(run: Run, state: dict[str, Any]) -> None:
-    """Puts the run where the state was taken."""
-    state = copy.deepcopy(state)
+def _stepper_state(run: Run) -> Any:
+    return run.stepper.state_dict() if hasattr(run.stepper, "state_dict") else {}
+
+
+def _waiting_gradients(run: Run) -> dict[str, Any]:
+    """Those that a later batch adds to: there are some where the last step was skipped."""
+    named = run.net.named_parameters() if run.skip_step else ()
+    return {name: p.grad for name, p in named if p.grad is not None}
+
+
+def size_of(loader: Any) -> dict[str, int | None]:
+    """What must be the same for a run to go on; None where the loader does not tell."""
+    rows = getattr(loader, "n_rows", None)
+    if rows is None and hasattr(getattr(loader, "dataset", None), "__len__"):
+        rows = len(loader.dataset)
+    batches = len(loader) if hasattr(loader, "__len__") else None
+    return {"rows to train on": rows, "batches in an epoch": batches}
+
+
+# ---- going on ----------------------------------------------------------------------------
+
+
+def restore(run: Run, resume: dict[str, Any] | str | Path) -> None:
+    """Puts the run where a state, or the one in a file, was taken.
+
+    Where there is no file yet and a callback of the run writes to that very path, the run begins.
+
+    Raises:
+        FileNotFoundError: if there is none, and nobody writes to it.
+        CheckpointError: if it is of another run; nothing has changed then.
+    """
+    if isinstance(resume, dict):
+        state, origin = copy.deepcopy(resume), "the state"
+    else:
+        path = Path(resume)
+        writes = [Path(c.path) for c in run.callbacks if hasattr(c, "path")]
+        if path in writes and not path.exists() and not older(path, 1).exists():
+            return
+        state, origin = read_state(path), str(path)
+    if state.get("format") != FORMAT or not set(state) >= KEYS:
+        raise _differs(origin, ["it is no checkpoint of a run, or one of another minifast"])
+    differs = _differences(run, state)
+    if differs:
+        raise _differs(origin, differs)
+    _put(run, state, origin)
+
+
+def _put(run: Run, state: dict[str, Any], origin: str) -> None:
     run.epoch, run.step = state["epoch"], state["step"]
-    run.net.load_state_dict(state["net"])
+    run.epoch_start = run.step - state["batch"]
+    put_weights(run.net, state["net"], origin)
     run.opt.load_state_dict(state["opt"])
-    for callback, own in zip(run.callbacks, state["callbacks"], strict=True):
-        callback.load_state_dict(own)
+    for name, p in run.net.named_parameters():
+        grad = state["grads"].get(name)
+        p.grad = None if grad is None else grad.to(p.device)
+    if hasattr(run.stepper, "load_state_dict"):
+        run.stepper.load_state_dict(state["stepper"][1])
+    saved = _that_matter(state["callbacks"])
+    for callback, (_, own) in zip(_ours(run.callbacks, saved), saved, strict=True):
+        if own:
+            callback.load_state_dict(own)
     run.running_loss.load_state_dict(state["running_loss"])
     for row in state["history"]:
         run.history.append(row)
+    run.stopped, run.order = state["stopped"], state["order"]
     set_random_state(state["random"], run.data.trn_dl)
+
+
+def _differences(run: Run, state: dict[str, Any]) -> list[str]:
+    """What is otherwise here than where the state was taken, in words."""
+    found = weights_differ(run.net.state_dict(), state["net"])
+    ours, theirs = (
+        [len(group["params"]) for group in groups]
+        for groups in (run.opt.param_groups, state["opt"]["param_groups"])
+    )
+    if ours != theirs:
+        found.append(f"opt has groups of {theirs} parameters, here {ours}")
+    pairs = [
+        ("stepper", state["stepper"][0], type(run.stepper).__name__),
+        *((name, state["given"].get(name), now) for name, now in run.given.items()),
+    ]
+    found += [f"{name}: {then}, here {now}" for name, then, now in pairs if then != now]
+    return found + _other_callbacks(run.callbacks, state["callbacks"])
+
+
+def _other_callbacks(callbacks: Sequence[Callback], saved: Iterable[Any]) -> list[str]:
+    """Those that only watch, and have nothing to go on with, may come and go."""
+    matter = _that_matter(saved)
+    then = [name for name, _ in matter]
+    now = [type(c).__name__ for c in _ours(callbacks, matter)]
+    return [f"callbacks [{', '.join(then)}], here [{', '.join(now)}]"] if then != now else []
+
+
+def _that_matter(saved: Iterable[Any]) -> list[tuple[str, Any]]:
+    return [(name, own) for name, changes, own in saved if changes or own]
+
+
+def _ours(callbacks: Sequence[Callback], matter: list[tuple[str, Any]]) -> list[Callback]:
+    known = {name for name, _ in matter}
+    return [
+        c for c in callbacks if c.changes_training or c.state_dict() or type(c).__name__ in known
+    ]
+
+
+def _differs(origin: str, what: list[str]) -> CheckpointError:
+    return CheckpointError(
+        explain(
+            f"{origin} is of another run",
+            got="; ".join(what[:5]) + ("; ..." if len(what) > 5 else ""),
+            wanted="the run that it was saved from: the same net, optimizer, data and callbacks",
+            fix="call fit with the arguments of then; for the weights alone, load_weights",
+            entry="another-run",
+        )
+    )
+
+
+def drawn_again(run: Run, batches: int) -> Iterator[Any]:
+    """The epoch's batches behind the first so many, in the order that the epoch had."""
+    now = random_state(run.data.trn_dl)
+    set_random_state(run.order, run.data.trn_dl)
+    rest: Iterator[Any] = iter(run.data.trn_dl)
+    for _ in islice(rest, batches):
+        pass
+    set_random_state(now, run.data.trn_dl)
+    return rest
 
 
 @contextmanager
@@ -89,19 +241,19 @@ def left_as_it_was(net: nn.Module, opt: torch.optim.Optimizer, loader: Any) -> I
 
 
 def random_state(loader: Any) -> dict[str, Any]:
-    """The random generators of torch, its GPUs, numpy, Python and the loader, as plain data."""
+    """The random generators of torch, its GPUs, numpy, Python and the loader."""
     generator = getattr(loader, "generator", None)
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
-        "numpy": _plain(np.random.get_state(legacy=False)),
-        "python": _plain(random.getstate()),
+        "numpy": np.random.get_state(legacy=False),
+        "python": random.getstate(),
         "loader": None if generator is None else generator.get_state(),
     }
 
 
 def set_random_state(state: dict[str, Any], loader: Any) -> None:
-    """Puts the generators where `random_state` found them."""
+    """Puts the generators where `random_state` found them, or where a file says."""
     torch.set_rng_state(state["torch"])
     if state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])
@@ -114,10 +266,8 @@ def set_random_state(state: dict[str, Any], loader: Any) -> None:
         loader.generator.set_state(state["loader"])
 
 
-def _plain(value: Any) -> Any:
-    """Tuples and arrays as lists, so that a file may hold them as data."""
+def _listed(value: Any) -> Any:
+    """Arrays as lists, so that a file may hold them as data."""
     if isinstance(value, dict):
-        return {key: _plain(v) for key, v in value.items()}
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    return [_plain(v) for v in value] if isinstance(value, tuple | list) else value
+        return {key: _listed(v) for key, v in value.items()}
+    return value.tolist() if isinstance(value, np.ndarray) else value

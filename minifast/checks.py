@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,6 @@ from torch import Tensor, nn
 
 from .callback import Callback
 from .core import explain, whole_number
-
-CLASS_LOSSES = (nn.NLLLoss, nn.CrossEntropyLoss, nn.MultiMarginLoss)
-CLASS_FUNCTIONS = ("nll_loss", "cross_entropy", "multi_margin_loss")
 
 
 def check_net(net: Any) -> None:
@@ -208,34 +205,17 @@ def check_loader(dl: Any) -> None:
         )
 
 
-def check_batch(batch: Any) -> None:
-    """A batch of at least an input and a target."""
-    if isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch) > 1:
-        return
-    raise TypeError(
+def check_checks(how: Any) -> str:
+    """One of the three ways to look at the first batch."""
+    if isinstance(how, str) and how in ("on", "warn", "off"):
+        return how
+    raise ValueError(
         explain(
-            "the loader's batch has no input and target",
-            got=_kind(batch),
-            wanted="(x, y), or (x1, ..., xn, y)",
-            fix="yield tuples: ArrayLoader(x, y) does, and a DataLoader over TensorDataset(x, y)",
-            entry="loaders",
-        )
-    )
-
-
-def check_labels(crit: Any, y: Any) -> None:
-    """Labels that the loss can take: classes are whole numbers."""
-    classes = isinstance(crit, CLASS_LOSSES) or getattr(crit, "__name__", "") in CLASS_FUNCTIONS
-    if not classes or not isinstance(y, Tensor) or not y.is_floating_point() or y.ndim != 1:
-        return
-    name = type(crit).__name__ if isinstance(crit, nn.Module) else crit.__name__
-    raise TypeError(
-        explain(
-            f"the labels y are floats, and {name} wants classes",
-            got=f"{y.dtype} of shape {tuple(y.shape)}, the first {y[:4].tolist()}",
-            wanted="whole numbers 0, 1, 2, ...: int64 of shape (rows,)",
-            fix="y.astype(np.int64) before from_arrays; for a quantity, crit=nn.MSELoss()",
-            entry="float-labels",
+            "checks is none of its three",
+            got=repr(how),
+            wanted="'on', 'warn' or 'off'",
+            fix="leave it out",
+            entry="checks",
         )
     )
 

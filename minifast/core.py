@@ -1,16 +1,13 @@
-"""Tensors, devices, modes and files: what every other module stands on."""
+"""Tensors, devices, modes and messages: what every other module stands on."""
 
 from __future__ import annotations
 
-import os
-import secrets
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -63,6 +60,25 @@ def whole_number(name: str, value: Any, least: int, *, fix: str, entry: str) -> 
             fix=fix,
             entry=entry,
         )
+    )
+
+
+def positive(name: str, value: Any, *, fix: str, entry: str) -> Any:
+    """The value, a number or a list of them, if all are above 0 and finite.
+
+    Raises:
+        ValueError: if one is not.
+
+    Examples:
+        >>> positive("max_lr", [0.1, 0.01], fix="OneCycle(0.1)", entry="schedules")
+        [0.1, 0.01]
+    """
+    numbers = [value] if isinstance(value, int | float) else value
+    if all(0 < number < float("inf") for number in numbers):
+        return value
+    wanted = "above 0 and finite"
+    raise ValueError(
+        explain(f"{name} cannot be {value!r}", got=repr(value), wanted=wanted, fix=fix, entry=entry)
     )
 
 
@@ -259,41 +275,7 @@ def set_lrs(opt: torch.optim.Optimizer, lrs: float | Sequence[float]) -> None:
             group["lr"] = rate
 
 
-# ---- files and screens -------------------------------------------------------------------
-
-
-@contextmanager
-def whole_file(path: Path | str) -> Iterator[BinaryIO]:
-    """Opens a file for writing that appears under its name whole, or not at all.
-
-    The bytes go to a temporary file in the same folder, which takes the name once it is on the
-    disk (fsync) and nothing was raised. What stood under the name before stays until then.
-
-    Examples:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "note.txt"
-        >>> with whole_file(path) as file:
-        ...     n = file.write(b"all of it")
-        >>> path.read_bytes()
-        b'all of it'
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the new name is on the disk too
-        finally:
-            os.close(folder)
+# ---- screens ---------------------------------------------------------------------------
 
 
 def in_notebook() -> bool:

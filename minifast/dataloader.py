@@ -67,17 +67,30 @@ class ArrayLoader:
         _check_lengths(self.arrays, names)
         self.n_rows = len(self.arrays[0])
         self.take = self._taker()
+        self.joins_lone_row = False
         self._writable = not any(
             isinstance(a, np.ndarray) and not a.flags.writeable for a in arrays
         )
 
     def __len__(self) -> int:
-        return -(-self.n_rows // self.bs)
+        return -(-self.n_rows // self.bs) - self.joined
+
+    @property
+    def ends_in_lone_row(self) -> bool:
+        """Whether the last batch would have a single row, and others more."""
+        return 1 < self.bs < self.n_rows and self.n_rows % self.bs == 1
+
+    @property
+    def joined(self) -> bool:
+        """Whether that row goes with the batch before it: set `joins_lone_row`, as `fit` does."""
+        return self.joins_lone_row and self.ends_in_lone_row
 
     def __iter__(self) -> Batches:
-        if not self.shuffle:
-            return self.in_order(self.bs)
-        return Batches(self, torch.randperm(self.n_rows, generator=self.generator), self.bs)
+        if self.shuffle:
+            rows = torch.randperm(self.n_rows, generator=self.generator)
+        else:
+            rows = torch.arange(self.n_rows)
+        return Batches(self, rows, self.bs, self.joined)
 
     def in_order(self, bs: int) -> Batches:
         """All rows in their own order, whether the loader shuffles or not, `bs` in a batch.
@@ -127,8 +140,10 @@ class Batches:
 
     __slots__ = ("_batches", "_length")
 
-    def __init__(self, loader: ArrayLoader, rows: Tensor, bs: int) -> None:
+    def __init__(self, loader: ArrayLoader, rows: Tensor, bs: int, joined: bool = False) -> None:
         parts = rows.to(loader.arrays[0].device).split(bs)
+        if joined:
+            parts = (*parts[:-2], rows[-bs - 1 :].to(parts[0].device))
         self._length = len(parts)
         self._batches = map(loader.take, parts)
 

@@ -36,8 +36,8 @@ class ArraysDataset:
     """
 
     def __init__(self, x: Any, y: Any, is_reg: bool = False) -> None:
-        self.x = x if hasattr(x, "shape") else np.asarray(x)
-        self.y = y if hasattr(y, "shape") else np.asarray(y)
+        self.x = x if hasattr(x, "shape") else as_tensor(x, "x").numpy()
+        self.y = y if hasattr(y, "shape") else as_tensor(y, "y").numpy()
         self.is_reg = is_reg
         self.is_multi = self.y.ndim == 2 and not is_reg
 

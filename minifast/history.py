@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor
 
-from .core import whole_file
+from .files import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -151,12 +151,12 @@ class RunningLoss:
     Examples:
         >>> smooth = RunningLoss()
         >>> for loss in 1.0, 2.0, 3.0, 4.0:
-        ...     smooth.add(torch.tensor(loss))
+        ...     is_no_number = smooth.add(torch.tensor(loss))
         >>> round(smooth.value(), 8)
         2.52525046
     """
 
-    __slots__ = ("average", "count", "last", "unread")
+    __slots__ = ("average", "beside", "count", "last", "unread")
 
     MOMENTUM = 0.98
     MOST_UNREAD = 1000  # bounds the memory that waits; reading so many costs a moment
@@ -166,17 +166,34 @@ class RunningLoss:
         self.count = 0
         self.last: Tensor | float = float("nan")
         self.unread: list[Tensor] = []
+        self.beside: tuple[Tensor, torch.cuda.Event] | None = None
 
-    def add(self, loss: Tensor) -> None:
-        """Takes the loss of a batch."""
+    def add(self, loss: Tensor) -> bool:
+        """Takes the loss of a batch; whether one that was read is nan or infinite."""
         if loss.is_cpu:
-            self.last = loss.item()
-            self._take(self.last)
-            return
+            self.last = value = loss.item()
+            self._take(value)
+            return value - value != 0  # nan and inf are the numbers that this holds for
         self.last = loss.detach()
         self.unread.append(self.last)
         if len(self.unread) >= self.MOST_UNREAD:
             self._read()
+        return self.last.is_cuda and self._bad_before(self.last)
+
+    def _bad_before(self, loss: Tensor) -> bool:
+        """Whether the loss of the batch before was nan or infinite; copies this one meanwhile.
+
+        The GPU has this batch to work on while the copy of the one before is waited for.
+        """
+        before, copy = self.beside, torch.empty((), dtype=loss.dtype, pin_memory=True)
+        copy.copy_(loss, non_blocking=True)
+        done = torch.cuda.Event()
+        done.record()
+        self.beside = copy, done
+        if before is None:
+            return False
+        before[1].synchronize()
+        return not bool(before[0].isfinite())
 
     def _take(self, loss: float) -> None:
         self.average = self.MOMENTUM * self.average + (1 - self.MOMENTUM) * loss

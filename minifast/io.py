@@ -21,7 +21,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from .core import explain, whole_file
+from .core import explain
+from .files import whole_file
 from .pickle_as_data import read_pairs
 
 __all__ = ["get_data", "gzip", "load_mnist", "load_mnist_sample"]

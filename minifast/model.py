@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, count, islice
+from itertools import count
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import checks
+from . import checks, look
 from .callback import Callback, Events, Run
-from .checkpoint import restore
+from .checkpoint import drawn_again, random_state, restore, size_of
 from .core import T, V, device_of, modes_kept, set_lrs, to_np
 from .dataloader import ArrayLoader
 from .dataset import ModelData
 from .history import History
+from .interrupts import interrupts
+from .lone_row import lone_row_joined
 from .metrics import RowMean, meter, metric_names
+from .mistakes import NOT_YET, explain_failure
 from .progress import Progress
 from .stepper import Stepper, split_batch
 
@@ -48,7 +52,8 @@ def fit(
     n_epochs: int | None = None,
     stepper: Stepper | None = None,
     progress: bool = True,
-    resume: dict[str, Any] | None = None,
+    resume: dict[str, Any] | str | Path | None = None,
+    checks: str = "on",
 ) -> History:
     """Trains `net` on `data`, in place, and validates it after each epoch.
 
@@ -67,15 +72,22 @@ def fit(
         n_epochs: fastai's name of `epochs`.
         stepper: How one batch is learned; see `minifast.stepper`.
         progress: Print the table and show the bar.
-        resume: A state that `minifast.checkpoint.snapshot` took of a fit with the same arguments:
-            goes on from there, to the same end.
+        resume: The path of a `Checkpoint`, or a state that `minifast.checkpoint.snapshot` took, of
+            a fit with the same arguments: goes on from there, to the same end. A path at which one
+            of the callbacks will write, and has not yet, begins.
+        checks: `"on"`: what is wrong with the first batch is an error, what is suspicious a
+            warning, a loss that is nan or infinite an error. `"warn"`: where torch would go on, go
+            on with a warning. `"off"`: do not look.
 
     Returns:
         A row an epoch: `epoch`, `trn_loss` (smoothed as fastai does), `val_loss`, the metrics.
         Each row of the validation set counts once in them, however the batches fall.
 
     Raises:
-        TypeError, ValueError: before any training, when an argument is not what it should be.
+        TypeError, ValueError: before any step, when an argument or the first batch is not what it
+            should be; weights, buffers and random generators are as they were.
+        FloatingPointError: when the loss is nan or infinite, at the latest a batch later.
+        CheckpointError: if `resume` is of another run.
         KeyboardInterrupt: on Ctrl-C, with the history so far as its attribute `history`.
 
     Examples:
@@ -88,18 +100,17 @@ def fit(
         True
     """
     stepper = stepper or Stepper()
-    run = _checked_run(net, data, epochs, crit, opt, metrics, callbacks, n_epochs, stepper)
+    run = _checked_run(net, data, epochs, crit, opt, metrics, callbacks, n_epochs, stepper, checks)
     events = Events([*run.callbacks, Progress()] if progress else run.callbacks)
     try:
-        with modes_kept(net), events.training(run):
+        with interrupts(run), modes_kept(net), lone_row_joined(run), events.training(run):
             if resume is not None:
                 restore(run, resume)
             for epoch in range(run.epoch, run.epochs):
                 if run.stopped:
                     break
-                run.epoch, run.batch = epoch, 0
-                net.train()
-                events.on_epoch_begin(run)
+                if epoch > run.epoch:  # a resumed one may be half done
+                    run.epoch, run.epoch_start = epoch, run.step
                 _train_epoch(run, stepper, events)
                 if run.stopped:
                     break
@@ -111,8 +122,10 @@ def fit(
                     events.on_validate_end(run)
                 events.on_epoch_end(run)
                 run.history.append(run.values)
-    except KeyboardInterrupt as interrupt:
-        interrupt.history = run.history  # type: ignore[attr-defined]
+            for action in run.at_end:
+                action(run)
+    except (KeyboardInterrupt, SystemExit, FloatingPointError) as error:
+        error.history = run.history  # type: ignore[union-attr]
         raise
     finally:
         run.history.stopped = run.stopped
@@ -122,31 +135,36 @@ def fit(
 def _train_epoch(run: Run, stepper: Stepper, events: Events) -> None:
     """Learns from each batch of the training data once, or until somebody asks to stop."""
     device = device_of(run.net)
-    batches = iter(()) if run.stopped else _first_checked(run)
-    numbers = count()
+    run.net.train()
+    batches, numbers = _begun(run, events)
+    step = look.first_step(run, stepper)
     for batch in batches:
         run.batch = next(numbers)
         run.x, run.y = split_batch(batch, device)
         del batch  # nobody else holds it now, so that the next one finds its memory still warm
         events.on_batch_begin(run)
-        run.running_loss.add(stepper.step(run, events))
+        no_number = run.running_loss.add(step(run, events))
+        step = stepper.step  # the very first one was looked at
         run.step += 1
         events.on_batch_end(run)
+        if no_number and not run.stopped:
+            look.at_no_number(run)
         run.x = run.y = run.preds = run.loss = None
         if run.stopped:
             break
 
 
-def _first_checked(run: Run) -> Iterator[Any]:
-    """The epoch's batches; the very first is looked at before anything is learned from it."""
-    batches: Iterator[Any] = iter(run.data.trn_dl)
-    if run.step > 0:
-        return batches
-    first = list(islice(batches, 1))
-    for batch in first:
-        checks.check_batch(batch)
-        checks.check_labels(run.crit, batch[-1])
-    return chain(first, batches)
+def _begun(run: Run, events: Events) -> tuple[Iterator[Any], Iterator[int]]:
+    """The batches of the epoch and their numbers; of a resumed one those that are left."""
+    done = run.step - run.epoch_start
+    if done:
+        return look.first_batch(run, drawn_again(run, done)), count(done)
+    run.batch = 0
+    events.on_epoch_begin(run)
+    if run.stopped:
+        return iter(()), count()
+    run.order = random_state(run.data.trn_dl)
+    return look.first_batch(run, iter(run.data.trn_dl)), count()
 
 
 def validate(
@@ -194,9 +212,14 @@ def _evaluate(
     meters = [RowMean(crit), *map(meter, metrics)]
     for batch in _in_order(dl):
         x, y = split_batch(batch, device)
-        preds = stepper.forward(net, x)
-        for each in meters:
-            each.update(preds, y)
+        preds = _forward(stepper, net, x)
+        try:
+            for each in meters:
+                each.update(preds, y)
+        except Exception as error:
+            if each is meters[0]:  # the loss; a metric's own errors are its author's
+                explain_failure(error, net, crit, x, y, preds, NOT_YET)
+            raise
     names = ["val_loss", *metric_names(metrics)]
     return {name: float(each.compute()) for name, each in zip(names, meters, strict=True)}
 
@@ -248,8 +271,16 @@ def _predictions(net: nn.Module, dl: Any) -> list[tuple[np.ndarray, Any]]:
             if len(batch) == 1:  # an input without its target
                 batch = [*batch, None]
             x, y = split_batch(batch, device)
-            found.append((to_np(stepper.forward(net, x)), to_np(y)))
+            found.append((to_np(_forward(stepper, net, x)), to_np(y)))
     return found
+
+
+def _forward(stepper: Stepper, net: nn.Module, x: Any) -> Any:
+    try:
+        return stepper.forward(net, x)
+    except Exception as error:
+        explain_failure(error, net, None, x, None, NOT_YET, NOT_YET)
+        raise
 
 
 def _in_order(dl: Any) -> Iterable[Any]:
@@ -270,6 +301,7 @@ def _checked_run(
     callbacks: Any,
     n_epochs: Any,
     stepper: Any,
+    how: Any,
 ) -> Run:
     """The record of a fit whose arguments are what they should be."""
     checks.check_net(net)
@@ -284,4 +316,6 @@ def _checked_run(
         epochs=checks.check_epochs(epochs, n_epochs),
         callbacks=checks.check_callbacks(callbacks),
         stepper=checks.check_stepper(stepper),
+        checks=checks.check_checks(how),
+        given=size_of(data.trn_dl),
     )

@@ -56,6 +56,13 @@ class Stepper:
         """Changes the weights by their gradients."""
         run.opt.step()
 
+    def state_dict(self) -> dict[str, Any]:
+        """What it needs to go on later: tensors, numbers, strings, lists and dicts only."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what `state_dict` gave."""
+
     def step(self, run: Run, events: Events) -> Tensor:
         """Learns from `run.x` and `run.y`; gives the criterion's loss."""
         run.preds = self.forward(run.net, run.x)

@@ -1,7 +1,4 @@
-"""T, V, to_np, set_lrs, whole files."""
-
-import os
-from pathlib import Path
+"""T, V, to_np, set_lrs."""
 
 import numpy as np
 import pytest
@@ -9,7 +6,7 @@ import torch
 from torch import nn, optim
 
 from minifast import T, V, set_lrs, to_gpu, to_np
-from minifast.core import device_of, whole_file
+from minifast.core import device_of
 
 
 @pytest.mark.parametrize(
@@ -129,42 +126,3 @@ def test_a_rate_in_a_tensor_stays_in_that_tensor():
 
 def test_device_of_a_net_without_parameters_is_the_cpu():
     assert device_of(nn.ReLU()).type == "cpu"
-
-
-# ---- whole files -------------------------------------------------------------------------
-
-
-def test_a_file_that_fails_half_way_leaves_the_old_one_and_nothing_else(tmp_path):
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-    with pytest.raises(ZeroDivisionError), whole_file(path) as file:
-        file.write(b"half of the new")
-        file.flush()
-        raise ZeroDivisionError
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_the_new_file_is_not_there_before_it_is_whole(tmp_path):
-    path = tmp_path / "file"
-    with whole_file(path) as file:
-        file.write(b"new")
-        assert not path.exists()
-    assert path.read_bytes() == b"new"
-
-
-def test_a_file_has_the_permissions_of_any_other(tmp_path):
-    with whole_file(tmp_path / "ours") as file:
-        file.write(b"")
-    (tmp_path / "other").touch()
-    modes = [(tmp_path / name).stat().st_mode for name in ("ours", "other")]
-    assert modes[0] == modes[1]
-
-
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files by /proc")
-def test_no_file_stays_open(tmp_path):
-    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
-    for _ in range(5):
-        with whole_file(tmp_path / "file") as file:
-            file.write(b"x")
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208

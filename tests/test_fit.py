@@ -160,7 +160,8 @@ def test_set_lrs_between_two_fits_counts(net, md):
     fit(net, md, 1, nn.NLLLoss(), opt, progress=False)
     before = [p.detach().clone() for p in net.parameters()]
     set_lrs(opt, 0)
-    fit(net, md, 1, nn.NLLLoss(), opt, progress=False)
+    with pytest.warns(UserWarning, match="the learning rate is 0"):
+        fit(net, md, 1, nn.NLLLoss(), opt, progress=False)
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
 
 

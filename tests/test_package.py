@@ -22,12 +22,13 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__i
 # Protected: a name that goes is a break, a name that comes is a promise.
 PUBLIC = {
     "": "ArrayLoader Callback History ImageClassifierData ModelData Run Stepper T V accuracy fit "
-    "predict predict_with_targs set_lrs to_gpu to_np validate",
+    "load_weights predict predict_with_targs save_weights set_lrs to_gpu to_np validate",
     "callback": "Callback EVENTS Run who_listens",
-    "checkpoint": "snapshot",
+    "checkpoint": "CheckpointError load_weights save_weights snapshot",
     "core": "T V set_lrs to_gpu to_np",
     "dataloader": "ArrayLoader",
     "dataset": "ArraysDataset ImageClassifierData ModelData T V to_np",
+    "files": "older whole_file",
     "history": "History",
     "imports": "Path gzip json math np os pickle plt re sys",
     "io": "get_data gzip load_mnist load_mnist_sample",
@@ -35,12 +36,13 @@ PUBLIC = {
     "fbeta fbeta_np precision precision_np recall recall_np whole_epoch",
     "model": "T V fit predict predict_with_targs set_lrs to_np validate",
     "plots": "plots show",
-    "plugins": "ActivationStats CSVLogger Compiled CosineRestarts EMA EarlyStopping Fast Freeze "
-    "GradAccumulation GradClip GradientStats JSONLogger LabelSmoothing MLflow MixUp MixedPrecision "
-    "OneCycle Plugin Profile SWA SaveBest Schedule TensorBoard TerminateOnNaN TimeLimit Warmup "
-    "available class_weights load lr_find",
+    "plugins": "ActivationStats CSVLogger Checkpoint Compiled CosineRestarts EMA EarlyStopping "
+    "Fast Freeze GradAccumulation GradClip GradientStats JSONLogger LabelSmoothing MLflow MixUp "
+    "MixedPrecision OneCycle Plugin Profile SWA SaveBest Schedule TensorBoard TerminateOnNaN "
+    "TimeLimit Warmup available class_weights load lr_find",
     "progress": "Progress",
     "stepper": "Stepper",
+    "storage": "CheckpointError load_weights save_weights",
     "testing": "CHECKS check example_data example_fit example_net",
     "torch_imports": "DataLoader Dataset F TensorDataset Variable nn optim torch",
 }
@@ -96,12 +98,13 @@ assert state() == before
 # core <- metrics, dataloader, dataset, callback, history, ... <- stepper, checks <- model
 LAYERS = [
     ["core"],
-    ["pickle_as_data"],
-    ["history", "metrics", "dataloader"],
+    ["pickle_as_data", "files"],
+    ["history", "metrics", "dataloader", "storage", "mistakes"],
     ["dataset", "plots"],
     ["callback"],
-    ["progress", "checkpoint"],
+    ["progress", "checkpoint", "interrupts"],
     ["stepper", "checks", "io"],
+    ["look", "lone_row"],
     ["model"],
     ["testing"],
     ["__init__"],

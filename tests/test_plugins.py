@@ -24,6 +24,7 @@ from minifast.plugins import (
     EMA,
     SWA,
     ActivationStats,
+    Checkpoint,
     Compiled,
     CosineRestarts,
     CSVLogger,
@@ -111,6 +112,7 @@ FOLDER = Path(__file__).parent
 MAKE = {
     "ActivationStats": lambda tmp: ActivationStats(),
     "CSVLogger": lambda tmp: CSVLogger(tmp / "log.csv"),
+    "Checkpoint": lambda tmp: Checkpoint(tmp / "run.ckpt", every=3),
     "CosineRestarts": lambda tmp: CosineRestarts(0.7, mult=2),
     "EMA": lambda tmp: EMA(0.9),
     "EarlyStopping": lambda tmp: EarlyStopping(patience=1),

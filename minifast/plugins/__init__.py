@@ -20,6 +20,7 @@ from ..core import explain
 
 if TYPE_CHECKING:
     from .activation_stats import ActivationStats as ActivationStats
+    from .checkpoint import Checkpoint as Checkpoint
     from .class_weights import class_weights as class_weights
     from .compiled import Compiled as Compiled
     from .cosine_restarts import CosineRestarts as CosineRestarts
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 STOCK = {
     "ActivationStats": "activation_stats",
     "CSVLogger": "csv_logger",
+    "Checkpoint": "checkpoint",
     "Compiled": "compiled",
     "CosineRestarts": "cosine_restarts",
     "EMA": "ema",

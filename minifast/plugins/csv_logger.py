@@ -28,6 +28,11 @@ class CSVLogger(Callback):
     def __init__(self, path: str | Path) -> None:
         self.path = path
 
+    def on_train_begin(self, run: Run) -> None:
+        """Sees that the folder is there, before there is something to lose."""
+        if not Path(self.path).parent.is_dir():
+            raise FileNotFoundError(2, "the log's folder is not there", str(self.path))
+
     def on_epoch_end(self, run: Run) -> None:
         """Writes all rows so far."""
         History([*run.history, run.values]).to_csv(self.path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..callback import Callback, Run
 from ..core import whole_number
 from ..metrics import rows_of
@@ -59,6 +61,14 @@ class GradAccumulation(Callback):
     def on_epoch_end(self, run: Run) -> None:
         """The same, where there is no validation."""
         self._finish(run)
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the window is; its gradients are kept with the net's."""
+        return {"count": self.count, "rows": self.rows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on within the window."""
+        self.count, self.rows = state["count"], state["rows"]
 
     def _finish(self, run: Run) -> None:
         if self.count:

@@ -42,6 +42,19 @@ class MixedPrecision(Stepper):
             preds = super().forward(net, x)
         return preds.float() if isinstance(preds, Tensor) and preds.is_floating_point() else preds
 
+    def state_dict(self) -> dict[str, Any]:
+        """The scale of the loss, in float16."""
+        scale = {} if self.scaler is None else self.scaler.state_dict()
+        device = "" if self.scaler is None else self.scaler._device
+        return {"scaler": scale, "device": device, "waits": self.waits}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on with it."""
+        self.waits = state["waits"]
+        if state["scaler"]:
+            self.scaler = torch.amp.GradScaler(state["device"])
+            self.scaler.load_state_dict(state["scaler"])
+
     def backward(self, run: Run) -> None:
         """The gradients; in float16 of the scaled loss, and scaled back."""
         if self.dtype == torch.bfloat16:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from ..callback import Run
-from ..core import set_lrs
+from ..core import positive, set_lrs
 from ._rate import RateSchedule, lrs, total_steps
 
 
@@ -25,7 +25,7 @@ class OneCycle(RateSchedule):
         moms: Momentum at the ends and at the top; None leaves it alone.
 
     Raises:
-        ValueError: when training begins, if `trn_dl` has no length.
+        ValueError: if the rate is not above 0; when training begins, if `trn_dl` has no length.
 
     Examples:
         >>> from minifast.testing import example_fit
@@ -41,7 +41,9 @@ class OneCycle(RateSchedule):
         moms: tuple[float, float] | None = (0.95, 0.85),
     ) -> None:
         super().__init__()
-        self.max_lr, self.pct_start, self.div, self.final_div = max_lr, pct_start, div, final_div
+        fix = "OneCycle(max_lr=0.1)"
+        self.max_lr = positive("max_lr", max_lr, fix=fix, entry="schedules")
+        self.pct_start, self.div, self.final_div = pct_start, div, final_div
         self.moms = moms
         self.momenta: list[object] = []
 

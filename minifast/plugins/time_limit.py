@@ -13,7 +13,7 @@ SECONDS = {"s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0}
 
 
 class TimeLimit(Callback):
-    """Stops after the batch in which the time is up.
+    """Stops after the batch in which the time is up; resumed from a checkpoint, it goes on.
 
     Args:
         limit: Seconds, or a text such as `"90s"`, `"10min"`, `"1h30min"`.
@@ -44,11 +44,11 @@ class TimeLimit(Callback):
     def on_batch_end(self, run: Run) -> None:
         """Asks to stop, if it is time."""
         if self.clock() >= self.end:
-            run.stop(f"the time limit of {self.limit} is up")
+            run.pause(f"the time limit of {self.limit} is up")
 
 
-def seconds(limit: float | str) -> float:
-    """The seconds of a time.
+def seconds(limit: float | str, name: str = "limit", fix: str = "TimeLimit('10min')") -> float:
+    """The seconds of a time; errors call it `name`.
 
     Examples:
         >>> seconds("1h30min"), seconds("90s"), seconds(2.5)
@@ -65,10 +65,10 @@ def seconds(limit: float | str) -> float:
         return total
     raise ValueError(
         explain(
-            "limit is no time",
+            f"{name} is no time",
             got=repr(limit),
             wanted="seconds above 0, or a text such as '90s', '10min', '1h30min'",
-            fix="TimeLimit('10min')",
+            fix=fix,
             entry="times",
         )
     )

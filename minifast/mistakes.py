@@ -1,0 +1,358 @@
+"""What torch's errors mean, in words: for a batch that a net or a loss cannot take."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .core import explain
+
+CLASS_LOSSES = (nn.NLLLoss, nn.CrossEntropyLoss, nn.MultiMarginLoss)
+CLASS_FUNCTIONS = ("nll_loss", "cross_entropy", "multi_margin_loss")
+TORCHS = TypeError, ValueError, RuntimeError, IndexError, NotImplementedError, AttributeError
+OURS = "errors-and-fixes#"
+NOT_YET = object()  # stands for predictions, or a loss, that were not computed yet
+
+
+def seen(value: Any) -> str:
+    """A batch's part in a word: dtype and shape.
+
+    Examples:
+        >>> seen(torch.zeros(2, 3)), seen((torch.zeros(2), 1))
+        ('float32 of shape (2, 3)', 'a tuple of float32 of shape (2,), int')
+    """
+    if isinstance(value, Tensor):
+        where = "" if value.is_cpu else f" on {value.device}"
+        return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}{where}"
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {', '.join(map(seen, value))}"
+    return type(value).__name__
+
+
+def explain_failure(
+    error: Exception, net: nn.Module, crit: Any, x: Any, y: Any, preds: Any, loss: Any
+) -> None:
+    """Raises the error in words, of the same type, if it came from net, loss or optimizer.
+
+    One that is in words already, or came from a callback, is left alone. So is one of a kind that
+    torch does not raise for a wrong input: it is the user's own.
+    """
+    notes = getattr(error, "__notes__", [])
+    if OURS in str(error) or any(note.startswith("raised by") for note in notes):
+        return
+    if type(error) not in TORCHS:
+        return
+    if preds is NOT_YET:
+        text = _of_the_net(error, net, x)
+    elif loss is NOT_YET:
+        text = _of_the_loss(error, crit, preds, y)
+    else:
+        text = _of_the_step(error, net, y, preds)
+    raise type(error)(text) from error
+
+
+# ---- the net -----------------------------------------------------------------------------
+
+
+def _of_the_net(error: Exception, net: nn.Module, x: Any) -> str:
+    said = str(error).split("\n")[0]
+    name, module, reached = _where(error, net)
+    unknown = "net cannot take the batch", f"what {name} takes", "try net(x) by hand", "net-input"
+    known = (means for pattern, *means in _NET if re.search(pattern, said))
+    problem, wanted, fix, entry = next(known, unknown)
+    if entry == "net-input" and reached is not None:
+        wanted, fix = _shape_for(module, reached, x) or (wanted, fix)
+    got = f"x {seen(x)}; at {name}: {said}"
+    if entry == "devices":
+        places = sorted({str(p.device) for p in net.parameters()})
+        got = f"x {seen(x)}; the net on {', '.join(places)}"
+    if entry == "dtypes":
+        got = f"x {seen(x)}; the net computes in {_dtypes(net)}"
+    return explain(problem, got=got, wanted=wanted, fix=fix, entry=entry)
+
+
+# What torch says; the problem, what was wanted, the fix, the entry.
+_NET = (
+    (
+        r"same device|different devices|on device|device type|meta tensor|Placeholder storage",
+        "net and batch are not on one device",
+        "all of the net on one device; batches follow it there",
+        "net.cuda() or net.cpu() on the whole net, before the optimizer is made",
+        "devices",
+    ),
+    (
+        r"type Long, Int|scalar types: Long|indices.*must be.*(Long|Int)",
+        "the net looks up rows of an embedding, and x is no whole numbers",
+        "int64",
+        "x.astype(np.int64)",
+        "dtypes",
+    ),
+    (
+        r"same dtype|scalar type|data ?type|expected .*(Float|Double|Long)|not implemented for",
+        "net and batch compute in different types",
+        "float32 in both",
+        "x.astype(np.float32) before from_arrays, or net.float()",
+        "dtypes",
+    ),
+    (
+        r"more than 1 value per channel",
+        "BatchNorm cannot take a single row in training",
+        "two rows or more in each batch",
+        "a larger bs",
+        "lone-row",
+    ),
+    (
+        r"index out of range in self",
+        "x holds a number that is no row of the embedding",
+        "whole numbers from 0 to num_embeddings - 1",
+        "nn.Embedding(int(x.max()) + 1, ...)",
+        "net-input",
+    ),
+    (
+        r"positional argument|unexpected keyword|required positional|keyword argument",
+        "the net takes another number of inputs than a batch has",
+        "as many inputs as forward has arguments: a loader yields (x1, ..., xn, y)",
+        "give forward an argument for each input, or one *xs",
+        "net-input",
+    ),
+    (
+        r"missing the required .forward",
+        "the net has no forward",
+        "a method forward(self, x)",
+        "look for its name: it must be spelt forward, and stand inside the class",
+        "net-forward",
+    ),
+    (
+        r"has no attribute",
+        "the net's forward fails",
+        "a forward that runs",
+        "attributes are made in __init__, behind super().__init__()",
+        "net-forward",
+    ),
+)
+
+
+def _where(error: Exception, net: nn.Module) -> tuple[str, Any, Tensor | None]:
+    """The innermost part of the net that the error came through, and what reached it."""
+    names = {id(module): name for name, module in net.named_modules()}
+    found: tuple[str, Any, Tensor | None] = "the net", net, None
+    trace = error.__traceback__
+    while trace is not None:
+        here = trace.tb_frame.f_locals
+        module = here.get("self")
+        if isinstance(module, nn.Module) and id(module) in names:
+            reached = here.get("input", here.get("x"))
+            reached = reached if isinstance(reached, Tensor) else None
+            name = f"net.{names[id(module)]}" if names[id(module)] else "the net"
+            brief = str(module).split("\n")[0]
+            if reached is not None or module is not found[1]:
+                found = f"{name}, {brief.rstrip('(')}", module, reached
+        trace = trace.tb_next
+    return found
+
+
+def _shape_for(module: Any, reached: Tensor, x: Any) -> tuple[str, str] | None:
+    """What the module wants, and how to give it."""
+    shape = tuple(reached.shape)
+    if isinstance(module, nn.Linear):
+        wanted = f"{module.in_features} numbers in each row's last axis, not {shape[-1]}"
+        if math.prod(shape[1:]) == module.in_features:
+            return wanted, "nn.Flatten() before it, or x = x.reshape(len(x), -1)"
+        wide = math.prod(shape[1:]) if len(shape) > 2 else shape[-1]
+        flat = "nn.Flatten(), " if len(shape) > 2 else ""
+        return wanted, f"{flat}nn.Linear({wide}, {module.out_features})"
+    channels = getattr(module, "in_channels", None) or getattr(module, "num_features", None)
+    if channels is None:
+        return None
+    wanted = f"(rows, {channels}, height, width): {channels} channels on the second axis"
+    if isinstance(module, nn.Conv1d | nn.BatchNorm1d):
+        wanted = f"(rows, {channels}) or (rows, {channels}, length)"
+    if len(shape) == 4 and shape[-1] == channels:
+        return wanted, "the channels stand last: np.transpose(x, (0, 3, 1, 2))"
+    if len(shape) == 3:
+        return wanted, f"x = x.reshape(len(x), {channels}, {shape[-2]}, {shape[-1]})"
+    if len(shape) == 2:
+        side = math.isqrt(shape[1] // channels)
+        return wanted, f"x = x.reshape(len(x), {channels}, {side}, {side})"
+    return wanted, f"{type(module).__name__} with {shape[1]} channels in place of {channels}"
+
+
+def _dtypes(net: nn.Module) -> str:
+    found = {str(p.dtype).removeprefix("torch.") for p in net.parameters()}
+    return ", ".join(sorted(found)) or "nothing of its own"
+
+
+# ---- the loss ----------------------------------------------------------------------------
+
+
+def class_loss(crit: Any) -> bool:
+    """Whether the loss wants classes: whole numbers from 0."""
+    return isinstance(crit, CLASS_LOSSES) or getattr(crit, "__name__", "") in CLASS_FUNCTIONS
+
+
+def label_problem(crit: Any, y: Any, classes: int | None = None, name: str = "y") -> str | None:
+    """What is wrong with the labels of a class loss, in words; None if nothing is seen.
+
+    `classes` is how many outputs the net has, once that is known.
+    """
+    if not class_loss(crit) or not isinstance(y, Tensor) or not y.numel():
+        return None
+    loss = type(crit).__name__ if isinstance(crit, nn.Module) else crit.__name__
+    ignored = getattr(crit, "ignore_index", -100)
+    if y.is_floating_point() and (y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1)):
+        problem = f"the labels y are floats, and {loss} wants classes"
+        fix = "y.astype(np.int64) before from_arrays; for a quantity, crit=nn.MSELoss()"
+        return _labels(problem, y, fix, "float-labels")
+    if y.ndim == 2 and y.shape[1] == 1:
+        problem = f"the labels {name} are a column, and {loss} wants a row of them"
+        return _labels(problem, y, "y.ravel() before from_arrays", "shapes-differ")
+    if y.is_floating_point() or y.ndim != 1:
+        return None  # probabilities, or a class for each pixel
+    low, high = int(y.min()), int(y.max())
+    if low < 0 and not bool(((y >= 0) | (y == ignored)).all()):
+        problem = f"{name} holds the label {low}, and classes are counted from 0"
+        return _labels(problem, y, "classes, y = np.unique(y, return_inverse=True)", "label-range")
+    if low == high == ignored:
+        problem = f"every label of {name} is {ignored}, which {loss} leaves out"
+        return _labels(problem, y, "give the rows their labels", "label-range")
+    if classes is None or high < classes:
+        return None
+    row = int((y >= classes).nonzero()[0])
+    problem = f"{name} holds the label {high} (row {row}), and the net has {classes} outputs"
+    fix = f"end the net in {high + 1} outputs, or number the classes anew from 0: np.unique(y, "
+    fix += "return_inverse=True)"
+    if low == 1 and high == classes:
+        problem, fix = f"the labels {name} start at 1, and classes are counted from 0", "y - 1"
+    return _labels(problem, y, fix, "label-range")
+
+
+def _labels(problem: str, y: Tensor, fix: str, entry: str) -> str:
+    return explain(
+        problem,
+        got=f"{seen(y)}, the first {y.flatten()[:4].tolist()}",
+        wanted="whole numbers 0, 1, 2, ...: int64 of shape (rows,)",
+        fix=fix,
+        entry=entry,
+    )
+
+
+def _of_the_loss(error: Exception, crit: Any, preds: Any, y: Any) -> str:
+    name = type(crit).__name__ if isinstance(crit, nn.Module) else getattr(crit, "__name__", "crit")
+    said = str(error).split("\n")[0]
+    got = f"predictions {seen(preds)}, y {seen(y)}; {name}: {said}"
+    if isinstance(error, TypeError) and re.search(r"positional|keyword argument", said):
+        wanted = "a function of two: crit(preds, y)"
+        fix = "crit=lambda preds, y: ..., or functools.partial for the rest"
+        return explain("crit cannot be called", got=got, wanted=wanted, fix=fix, entry="the-loss")
+    if not isinstance(preds, Tensor):
+        return explain(
+            "the net gives no tensor",
+            got=seen(preds),
+            wanted="a tensor with a row for each row of x",
+            fix="end forward in: return x",
+            entry="net-forward",
+        )
+    if isinstance(y, Tensor) and _of_torch(crit):
+        problem = label_problem(crit, y, preds.shape[1] if preds.ndim == 2 else None)
+        if problem:
+            return problem
+        found = _pair(crit, name, preds, y, said)
+        if found:
+            problem, wanted, fix, entry = found
+            return explain(problem, got=got, wanted=wanted, fix=fix, entry=entry)
+    return explain(
+        "the loss cannot be computed of predictions and y",
+        got=got,
+        wanted=f"predictions and targets that {name} takes",
+        fix="try crit(net(x), y) on the batch by hand",
+        entry="the-loss",
+    )
+
+
+def _of_torch(crit: Any) -> bool:
+    """Whether it is one of torch's losses, of which it is known what they want."""
+    return str(getattr(crit, "__module__", "")).startswith("torch.nn")
+
+
+def _pair(
+    crit: Any, name: str, p: Tensor, y: Tensor, said: str
+) -> tuple[str, str, str, str] | None:
+    """Problem, wanted, fix and entry of a pair that does not go together."""
+    if p.device != y.device:
+        return "predictions and y are apart", "one device", "leave the device to fit", "devices"
+    if class_loss(crit):
+        return _pair_of_classes(p, y)
+    if "between 0 and 1" in said:
+        wanted = "probabilities, 0 to 1"
+        fix = "crit=nn.BCEWithLogitsLoss(), or end the net in nn.Sigmoid()"
+        return "BCELoss wants probabilities, and the net gives scores", wanted, fix, "sigmoid"
+    if p.shape != y.shape:
+        fix = f"y.reshape{tuple(p.shape)} before from_arrays"
+        if p.ndim == y.ndim + 1 and p.shape[-1] == 1:
+            fix = "y.reshape(-1, 1) before from_arrays"
+        elif p.numel() != y.numel():
+            fix = f"end the net in {y.shape[1] if y.ndim > 1 else 1} outputs"
+        return "predictions and y differ in shape", "the same shape", fix, "shapes-differ"
+    if p.dtype != y.dtype:
+        fix = "from_arrays(..., continuous=True), or y.astype(np.float32)"
+        return "predictions and y differ in type", "floats in both", fix, "target-dtype"
+    return None
+
+
+def _pair_of_classes(p: Tensor, y: Tensor) -> tuple[str, str, str, str] | None:
+    if p.ndim == 1 or (len(p) != len(y)):
+        wanted = "(rows, classes): a row of outputs for each label"
+        fix = "end the net in nn.Linear(..., classes), and keep the first axis for the rows"
+        return "the net's outputs do not fit the labels", wanted, fix, "shapes-differ"
+    if y.ndim == 2:
+        wanted = "the number of the class: int64 of shape (rows,)"
+        return "the labels y are one-hot", wanted, "y.argmax(1) before from_arrays", "one-hot"
+    if y.dtype != torch.int64:
+        return "the labels y are no int64", "int64", "y.long()", "float-labels"
+    return None
+
+
+# ---- gradients and step ------------------------------------------------------------------
+
+
+def _of_the_step(error: Exception, net: nn.Module, y: Any, preds: Any) -> str:
+    said = str(error).split("\n")[0]
+    got = f"{type(error).__name__}: {said}"
+    if "does not require grad" in said:
+        frozen = not any(p.requires_grad for p in net.parameters())
+        return explain(
+            "there is no way from the loss back to a parameter",
+            got="all parameters frozen" if frozen else got,
+            wanted="a loss computed from the net's outputs, and a parameter that may change",
+            fix="p.requires_grad_() for the parameters to be learned"
+            if frozen
+            else "no detach(), .data, numpy or torch.no_grad() on the way from the net to the loss",
+            entry="no-gradient",
+        )
+    if "closure" in said:
+        return explain(
+            "the optimizer steps by a closure, which fit does not have",
+            got=got,
+            wanted="an optimizer whose step() needs nothing: SGD, Adam, AdamW, RMSprop, ...",
+            fix="opt=optim.Adam(net.parameters()), or a Stepper whose update calls it",
+            entry="closures",
+        )
+    if "dtype" in said or "scalar type" in said:
+        return explain(
+            "predictions and y differ in type",
+            got=f"predictions {seen(preds)}, y {seen(y)}",
+            wanted="floats in both",
+            fix="from_arrays(..., continuous=True), or y.astype(np.float32)",
+            entry="target-dtype",
+        )
+    return explain(
+        "gradients or the step fail",
+        got=got,
+        wanted="a net and a loss that torch can differentiate",
+        fix="try crit(net(x), y).backward() and opt.step() by hand",
+        entry="no-gradient",
+    )
