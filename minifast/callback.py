@@ -267,6 +267,8 @@ class Events:
                 begun.append(callback)
                 _firing("on_train_begin", [callback])(run)
             yield
+            for action in run.at_end:
+                action(run)
         except BaseException as first:
             error = first
         for callback in begun:

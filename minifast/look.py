@@ -25,7 +25,7 @@ Step = Callable[[Run, Events], Tensor]
 
 def first_batch(run: Run, batches: Iterator[Any]) -> Iterator[Any]:
     """The same batches; the very first of a fit is looked at before anybody hears of it."""
-    if run.looked:
+    if run.looked or run.step > run.epoch_start:  # a resumed epoch may have no batch left
         return batches
     try:
         first = list(islice(batches, 1))

@@ -122,8 +122,6 @@ def fit(
                     events.on_validate_end(run)
                 events.on_epoch_end(run)
                 run.history.append(run.values)
-            for action in run.at_end:
-                action(run)
     except (KeyboardInterrupt, SystemExit, FloatingPointError) as error:
         error.history = run.history  # type: ignore[union-attr]
         raise

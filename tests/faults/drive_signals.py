@@ -55,7 +55,7 @@ def main(number, count, folder):
         os.close(writing)
         os.read(reading, 1)
         os.close(reading)
-        end = time.perf_counter() + rng.uniform(0, takes)
+        end = time.perf_counter() + rng.uniform(0, 0.6 * takes)
         while time.perf_counter() < end:  # a moment that nobody chose
             pass
         os.kill(pid, number)
