@@ -89,7 +89,10 @@ class Run:
     paused: bool = False
     """Whether it stops for now only: resumed, it goes on."""
     ends_whole: bool = False
-    """Set it in `on_train_begin`, and Ctrl-C and SIGTERM let the batch under way be finished."""
+    """Set it in `on_train_begin`, and Ctrl-C and SIGTERM let the batch under way be finished.
+
+    The handlers of `on_train_end` are always let be finished.
+    """
     checks: str = "on"
     """What `fit(..., checks=...)` was: `"on"`, `"warn"` or `"off"`."""
     given: dict[str, int | None] = field(default_factory=dict)
@@ -271,6 +274,7 @@ class Events:
                 action(run)
         except BaseException as first:
             error = first
+        run.ends_whole = True  # a signal waits until everybody has put away what they opened
         for callback in begun:
             try:
                 _firing("on_train_end", [callback])(run)

@@ -47,7 +47,10 @@ def whole_file(path: Path | str, keep: int = 1) -> Iterator[BinaryIO]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            _take_the_name(temporary, path, keep)
+                if fcntl is not None:  # while the lock keeps others from clearing it away
+                    _take_the_name(temporary, path, keep)
+            if fcntl is None:  # Windows renames no open file
+                _take_the_name(temporary, path, keep)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise

@@ -20,9 +20,9 @@ def interrupts(run: Run) -> Iterator[None]:
     """Turns SIGTERM into `SystemExit(143)`, and lets a batch be finished where `run` asks for it.
 
     Asked for by `run.ends_whole`, the first signal is a request to pause, and is raised at the end
-    of the fit; a second one is raised at once. So `on_train_end` runs in either case. Handlers that
-    the program has set are left alone, and so is a fit outside the main thread, where Python
-    allows none.
+    of the fit; a second one is raised at once. So `on_train_end` runs in either case, and to its
+    own end unless a second signal comes. Handlers that the program has set are left alone, and so
+    is a fit outside the main thread, where Python allows none.
     """
     asked: list[int] = []
 

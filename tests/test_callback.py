@@ -1,5 +1,7 @@
 """The contract of events: which, when, in what order, and that the ends are sure."""
 
+import signal
+
 import pytest
 import torch
 from torch import nn, optim
@@ -309,6 +311,18 @@ def test_ctrl_c_carries_the_history_so_far(net, two_batches):
     with pytest.raises(KeyboardInterrupt) as info:
         train(net, two_batches, [At("on_epoch_begin", interrupt, 2)])
     assert len(info.value.history) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_on_train_end_be_finished(net, two_batches, number):
+    def struck(run):
+        signal.raise_signal(number)
+        done.append("whole")
+
+    done, ends = [], Recorder()
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train(net, two_batches, [At("on_train_end", struck), ends])
+    assert done == ["whole"] and ends.log[-1][0] == "on_train_end"
 
 
 # ---- definitions -------------------------------------------------------------------------
