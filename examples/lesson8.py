@@ -31,7 +31,7 @@ from minifast.dataset import ImageClassifierData
 from minifast.io import Digits, DownloadError, get_data, load_mnist, load_mnist_sample
 from minifast.metrics import accuracy
 from minifast.model import fit, predict
-from minifast.plots import plots
+from minifast.plots import plot_weights, plots
 
 URL = "http://deeplearning.net/data/mnist/mnist.pkl.gz"  # the lesson's address; see get_data
 
@@ -73,15 +73,8 @@ def main() -> None:
     print(f"accuracy by hand {by_hand:.6f}, in the table {first[-1]['accuracy']:.6f}")
     assert abs(by_hand - first[-1]["accuracy"]) < 1e-9
     save(mistakes(images, preds, y_valid), out / "predictions.png")
-    weights = next(net.parameters()).detach().reshape(10, 28, 28)
-    largest = weights.abs().max().item()
-    picture = plots(
-        weights,
-        titles=range(10),
-        cmap="RdBu",
-        limits=(-largest, largest),
-        maintitle="what it looks for in each digit: blue speaks for it, red against it",
-    )
+    picture = plot_weights(net)
+    picture.suptitle("what it looks for in each digit: bright speaks for it, dark against it")
     save(picture, out / "weights.png")
 
     title("The same net, written from scratch")

@@ -41,6 +41,7 @@ EVENTS = (
     "on_epoch_end",
     "on_train_end",
 )
+"""The events, in the order in which they come."""
 
 
 @dataclass(slots=True)

@@ -76,15 +76,10 @@ class History(Sequence[Row]):
         return "\n".join([table.header(), *(table.line(row) for row in self._rows)])
 
     def _repr_html_(self) -> str:
-        """The table that a notebook shows."""
-        from html import escape
-
-        def cells(tag: str, texts: Iterable[str]) -> str:
-            return "<tr>" + "".join(f"<{tag}>{escape(text)}</{tag}>" for text in texts) + "</tr>"
-
-        names = self.columns
-        body = [cells("td", (_text(row.get(name)) for name in names)) for row in self._rows]
-        return f"<table>{cells('th', names)}{''.join(body)}</table>"
+        """The table that a notebook shows, with each column's course as a small line."""
+        lines = ("" if name == "epoch" else _sparkline(self[name]) for name in self.columns)
+        course = f"<tr>{''.join(f'<td>{line}</td>' for line in lines)}</tr>"
+        return html_table(self.columns, self._rows, course if len(self) > 1 else "")
 
     def to_csv(self, path: str | Path) -> None:
         """Writes a line an epoch under a line of names, whole or not at all.
@@ -98,11 +93,31 @@ class History(Sequence[Row]):
         with whole_file(path) as file:
             file.write(text.getvalue().encode())
 
-    def plot(self) -> Figure:
-        """The losses, and beside them the metrics, over the epochs."""
+    def plot(self, losses: Sequence[float] | None = None) -> Figure:
+        """The losses, and beside them the metrics, over the epochs, with the best epoch marked.
+
+        Args:
+            losses: Those of all batches, as `LossRecorder` notes them, to draw behind.
+        """
         from .plots import plot_history
 
-        return plot_history(self)
+        return plot_history(self, losses)
+
+
+def html_table(names: Sequence[str], rows: Iterable[Mapping[str, Any]], below: str = "") -> str:
+    """A table of HTML; `below` is a row of it, set under the names as it is.
+
+    Examples:
+        >>> html_table(["a"], [{"a": 0.5}])
+        '<table><tr><th>a</th></tr><tr><td>0.500000</td></tr></table>'
+    """
+    from html import escape
+
+    def cells(tag: str, texts: Iterable[str]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{escape(text)}</{tag}>" for text in texts) + "</tr>"
+
+    body = [cells("td", (as_text(row.get(name)) for name in names)) for row in rows]
+    return f"<table>{cells('th', names)}{below}{''.join(body)}</table>"
 
 
 class Table:
@@ -118,14 +133,14 @@ class Table:
 
     def line(self, row: Mapping[str, Any]) -> str:
         """The values of a row; what it lacks stays blank."""
-        return self._join(_text(row.get(name)) for name in self.names)
+        return self._join(as_text(row.get(name)) for name in self.names)
 
     def _join(self, texts: Iterable[str]) -> str:
         pairs = zip(texts, self.widths, strict=True)
         return "  ".join(text.rjust(width) for text, width in pairs)
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
     """A value in eight characters: 0.123456, 12.34568, -0.12346, 1.23e-05."""
     if value is None:
         return ""
@@ -135,6 +150,21 @@ def _text(value: Any) -> str:
         return f"{value:.3g}"
     before_the_point = len(str(int(abs(value)))) + (value < 0)
     return f"{value:.{7 - before_the_point}f}"
+
+
+def _sparkline(values: Sequence[Any]) -> str:
+    """A column's course as a small line, from its least to its largest value; "" if it has none."""
+    points = [(i, v) for i, v in enumerate(values) if isinstance(v, int | float) and v - v == 0]
+    if len(points) < 2:
+        return ""
+    low, high = min(v for _, v in points), max(v for _, v in points)
+    across, up = 60 / max(len(values) - 1, 1), 16 / ((high - low) or 1)
+    line = " ".join(f"{2 + i * across:.1f},{18 - (v - low) * up:.1f}" for i, v in points)
+    return (
+        f'<svg role="img" aria-label="from {as_text(points[0][1])} to {as_text(points[-1][1])}" '
+        'width="64" height="20"><polyline fill="none" stroke="currentColor" stroke-width="1.5" '
+        f'points="{line}"/></svg>'
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -17,6 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .core import explain, to_np
+
+# Without confusion_matrix and probabilities: a star import must not hide scikit-learn's, whose
+# arguments go the other way.
 __all__ = [
     "accuracy",
     "accuracy_multi",
@@ -120,6 +124,74 @@ def accuracy_thresh(thresh: float) -> Callable[[Tensor, Tensor], Tensor]:
 def _share(hits: Tensor) -> Tensor:
     """The mean of truth values, in float64 where there is one, so that 0.838 is not 0.83799999."""
     return hits.to(torch.float32 if hits.device.type == "mps" else torch.float64).mean()
+
+
+# ---- what predictions of classes say ------------------------------------------------------
+
+
+def probabilities(preds: Any) -> np.ndarray:
+    """A net's output as probabilities of the classes.
+
+    Args:
+        preds: `(n, c)`: probabilities are taken as they are (none below 0, each row adds up to 1);
+            of all else, such as scores or logarithms of probabilities, the softmax. `(n,)` or
+            `(n, 1)`: of class 1, and if one is not in 0..1, its sigmoid.
+
+    Returns:
+        float64, `(n, c)`, with two columns for `(n,)` and `(n, 1)`.
+
+    Raises:
+        ValueError: for any other shape.
+
+    Examples:
+        >>> probabilities(torch.tensor([[0.25, 0.75], [0.5, 0.5]]).log())
+        array([[0.25, 0.75],
+               [0.5 , 0.5 ]])
+    """
+    p = np.asarray(to_np(preds), dtype=np.float64)
+    if p.ndim == 1 or (p.ndim == 2 and p.shape[1] == 1):
+        p = p.reshape(-1)
+        p = p if ((p >= 0) & (p <= 1)).all() else 1 / (1 + np.exp(-p))
+        return np.stack([1 - p, p], axis=1)
+    if p.ndim != 2:
+        raise ValueError(
+            explain(
+                "preds are not predictions of classes",
+                got=f"shape {p.shape}",
+                wanted="(n, c): a number for each row and class",
+                fix="preds = predict(net, md.val_dl)",
+                entry="metrics",
+            )
+        )
+    if (p >= 0).all() and np.allclose(p.sum(axis=1), 1, atol=1e-3):
+        return p
+    p = np.exp(p - p.max(axis=1, keepdims=True))
+    return cast(np.ndarray, p / p.sum(axis=1, keepdims=True))
+
+
+def confusion_matrix(preds: Any, targs: Any) -> np.ndarray:
+    """How often each class was taken for each.
+
+    Args:
+        preds: The net's output, `(n, c)`, or the classes it says, whole numbers `(n,)`.
+        targs: Classes, whole numbers `(n,)`.
+
+    Returns:
+        int64, `(c, c)`: in row i and column j how many rows of class i were taken for class j.
+
+    Examples:
+        >>> confusion_matrix([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]], [0, 0, 1])
+        array([[1, 1],
+               [0, 1]])
+    """
+    preds, targs = np.asarray(to_np(preds)), np.asarray(to_np(targs))
+    said = preds if preds.ndim == 1 and preds.dtype.kind in "iu" else None
+    c = 0
+    if said is None:
+        chance = probabilities(preds)
+        said, c = chance.argmax(axis=1), chance.shape[1]
+    c = max(c, int(said.max(initial=-1)) + 1, int(targs.max(initial=-1)) + 1)
+    return np.bincount(targs.astype(np.int64) * c + said, minlength=c * c).reshape(c, c)
 
 
 # ---- precision and recall: two classes, log-probabilities --------------------------------

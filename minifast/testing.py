@@ -311,6 +311,7 @@ CHECKS: tuple[Callable[[Make], None], ...] = (
     check_stands_anywhere,
     check_names_itself,
 )
+"""The checks of the kit, in the order in which `check` runs them."""
 
 
 def check(make: Make) -> None:

@@ -35,13 +35,17 @@ PUBLIC = {
     "metrics": "accuracy accuracy_multi accuracy_multi_np accuracy_np accuracy_thresh f1 f1_np "
     "fbeta fbeta_np precision precision_np recall recall_np whole_epoch",
     "model": "T V fit predict predict_with_targs set_lrs to_np validate",
-    "plots": "plots show",
+    "pictures": "plot_lines plot_points plots show to_html",
+    "plots": "plot_activations plot_calibration plot_confusion_matrix plot_history plot_lr_find "
+    "plot_predictions plot_schedule plot_top_losses plot_weights plots show",
     "plugins": "ActivationStats CSVLogger Checkpoint Compiled CosineRestarts EMA EarlyStopping "
-    "Fast Freeze GradAccumulation GradClip GradientStats JSONLogger LabelSmoothing MLflow MixUp "
-    "MixedPrecision OneCycle Plugin Profile SWA SaveBest Schedule TensorBoard TerminateOnNaN "
-    "TimeLimit Warmup available class_weights load lr_find",
+    "Fast Freeze GradAccumulation GradClip GradientStats JSONLogger LabelSmoothing LivePlot "
+    "LossRecorder MLflow MixUp MixedPrecision OneCycle Plugin Profile SWA SaveBest Schedule "
+    "TensorBoard TerminateOnNaN TimeLimit Warmup available class_weights load lr_find preview",
     "progress": "Progress",
+    "report": "Report report",
     "stepper": "Stepper",
+    "summary": "LayerSummary Summary model_summary",
     "storage": "CheckpointError load_weights save_weights",
     "testing": "CHECKS check example_data example_fit example_net",
     "torch_imports": "DataLoader Dataset F TensorDataset Variable nn optim torch",
@@ -98,7 +102,8 @@ assert state() == before
 # core <- metrics, dataloader, dataset, callback, history, ... <- stepper, checks <- model
 LAYERS = [
     ["core"],
-    ["pickle_as_data", "files"],
+    ["summary"],
+    ["pickle_as_data", "files", "pictures"],
     ["history", "metrics", "dataloader", "storage", "mistakes"],
     ["dataset", "plots"],
     ["callback"],
@@ -106,7 +111,7 @@ LAYERS = [
     ["stepper", "checks", "io"],
     ["look", "lone_row"],
     ["model"],
-    ["testing"],
+    ["testing", "report"],
     ["__init__"],
     ["__main__"],
 ]

@@ -35,6 +35,8 @@ from minifast.plugins import (
     GradientStats,
     JSONLogger,
     LabelSmoothing,
+    LivePlot,
+    LossRecorder,
     MixedPrecision,
     MixUp,
     MLflow,
@@ -48,6 +50,7 @@ from minifast.plugins import (
     Warmup,
     class_weights,
     lr_find,
+    preview,
 )
 from minifast.testing import CHECKS, example_data, example_fit, example_net
 
@@ -122,6 +125,8 @@ MAKE = {
     "GradientStats": lambda tmp: GradientStats(),
     "JSONLogger": lambda tmp: JSONLogger(tmp / "log.jsonl"),
     "LabelSmoothing": lambda tmp: LabelSmoothing(0.2),
+    "LivePlot": lambda tmp: LivePlot(seconds=0.001),
+    "LossRecorder": lambda tmp: LossRecorder(),
     "MLflow": lambda tmp: MLflow(tmp / "runs"),
     "MixUp": lambda tmp: MixUp(0.4),
     "OneCycle": lambda tmp: OneCycle(0.1),
@@ -158,7 +163,7 @@ def test_entry_points_and_the_stock_name_the_same_things():
     groups = pyproject["project"]["entry-points"]
     named = groups["minifast.callbacks"] | groups["minifast.steppers"]
     stock = {name: f"minifast.plugins.{module}:{name}" for name, module in plugins.STOCK.items()}
-    functions = {"class_weights", "lr_find"}
+    functions = {"class_weights", "lr_find", "preview"}
     assert named == {name: value for name, value in stock.items() if name not in functions}
     for name in plugins.STOCK:
         assert getattr(plugins, name).__module__ == f"minifast.plugins.{plugins.STOCK[name]}"
@@ -1004,6 +1009,49 @@ def test_gradient_stats_are_the_length_of_what_is_stepped_by():
     assert stats.norms == pytest.approx(lengths, rel=1e-5)
     assert history[0]["grad_norm"] == pytest.approx(np.mean(lengths), rel=1e-5)
     assert max(lengths) <= 0.5 + 1e-6
+
+
+def test_the_loss_recorder_has_what_each_batch_was_learned_with():
+    net, opt = small()
+    seen, recorder = [], LossRecorder()
+
+    class See(Callback):
+        def on_backward_begin(self, run):
+            seen.append((run.loss.item(), run.opt.param_groups[0]["lr"]))
+
+    train(net, opt, [OneCycle(0.1), See(), recorder], epochs=2)
+    assert list(zip(recorder.losses, recorder.lrs, strict=True)) == seen
+    assert recorder.momentums[0] == pytest.approx(0.95)
+    assert min(recorder.momentums) == pytest.approx(0.85)
+    assert len(recorder.plot_lr().axes) == 2 and len(recorder.plot_loss().axes) == 1
+
+
+@pytest.mark.parametrize("make", [optim.SGD, optim.Adam])
+def test_the_preview_is_what_a_fit_does(make):
+    net, _ = small()
+    groups = [{"params": net[0].parameters(), "lr": 0.1}, {"params": net[1:].parameters()}]
+    opt = make(groups, lr=0.2)
+    before, generator = copy.deepcopy(opt.state_dict()), torch.get_rng_state()
+    schedule = [OneCycle([0.1, 0.5]), Warmup(3)]
+    course = preview(schedule, opt, batches=len(example_data().trn_dl), epochs=2)
+    assert opt.state_dict() == before and torch.equal(torch.get_rng_state(), generator)
+    recorder = LossRecorder()
+    train(net, opt, [*schedule, recorder], epochs=2)
+    assert (course.lrs, course.momentums) == (recorder.lrs, recorder.momentums)
+
+
+def test_the_live_plot_has_the_running_losses():
+    live, seen = LivePlot(seconds=1e-9), []
+
+    class See(Callback):
+        def on_batch_end(self, run):
+            seen.append((run.step, run.running_loss.value()))
+
+    history = example_fit([live, See()], epochs=2)
+    assert [point for point in live.running if point in seen] == live.running
+    assert [loss for _, loss in live.epochs["val_loss"]] == history["val_loss"]
+    (ax,) = live.plot().axes
+    assert [line.get_label() for line in ax.lines] == ["running loss", "val_loss"]
 
 
 # ---- plug-ins from elsewhere: two forward passes, the batch by its gradient, another loader --

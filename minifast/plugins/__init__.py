@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from .gradient_stats import GradientStats as GradientStats
     from .json_logger import JSONLogger as JSONLogger
     from .label_smoothing import LabelSmoothing as LabelSmoothing
+    from .live_plot import LivePlot as LivePlot
+    from .loss_recorder import LossRecorder as LossRecorder
+    from .loss_recorder import preview as preview
     from .lr_find import lr_find as lr_find
     from .mixed_precision import MixedPrecision as MixedPrecision
     from .mixup import MixUp as MixUp
@@ -63,6 +66,8 @@ STOCK = {
     "GradientStats": "gradient_stats",
     "JSONLogger": "json_logger",
     "LabelSmoothing": "label_smoothing",
+    "LivePlot": "live_plot",
+    "LossRecorder": "loss_recorder",
     "MLflow": "mlflow",
     "MixUp": "mixup",
     "MixedPrecision": "mixed_precision",
@@ -77,6 +82,7 @@ STOCK = {
     "Warmup": "warmup",
     "class_weights": "class_weights",
     "lr_find": "lr_find",
+    "preview": "loss_recorder",
 }
 GROUPS = {
     "minifast.callbacks": "callback",

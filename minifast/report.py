@@ -1,0 +1,272 @@
+"""What a net gets right and wrong, class by class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from .core import explain, to_np
+from .files import whole_file
+from .history import as_text, html_table
+from .metrics import confusion_matrix, probabilities
+from .model import predict_with_targs
+
+__all__ = ["Report", "report"]
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `report` found.
+
+    Attributes:
+        accuracy: Share of the rows that are right.
+        per_class: A dict for each class: `class`, `rows`, `accuracy` (how many of its rows are
+            found), `precision` (how many of the rows taken for it are of it).
+        confused: The pairs taken for one another most often: `truth`, `said`, `rows`, and `share`
+            of the truth's rows.
+        worst: The rows whose truth the net thought the least probable: `row`, `truth`, `said`,
+            `of_truth` and `of_said`, the probabilities of the two.
+        matrix: The confusion matrix, `(c, c)`, rows are the truth.
+        probabilities: Of each row for each class, `(n, c)`.
+        targs: The truth, `(n,)`.
+        images: The inputs of the worst rows, if they can be drawn.
+        classes: Names of the classes.
+    """
+
+    accuracy: float
+    per_class: Rows
+    confused: Rows
+    worst: Rows
+    matrix: np.ndarray
+    probabilities: np.ndarray
+    targs: np.ndarray
+    images: list[np.ndarray] | None
+    classes: list[str]
+
+    def __repr__(self) -> str:
+        return f"<Report: {len(self.targs):,} rows, accuracy {self.accuracy:.4f}>"
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.targs):,} rows, accuracy {self.accuracy:.4f}"]
+        for title, rows in self._tables():
+            parts += ["", title, _text(rows)]
+        return "\n".join(parts)
+
+    def _tables(self) -> Iterator[tuple[str, Rows]]:
+        yield "By class", self.per_class
+        if self.confused:
+            yield "Taken for one another", self.confused
+        yield "Worst rows", self.worst
+
+    def _repr_html_(self) -> str:
+        """The tables that a notebook shows."""
+        head = f"<p>{len(self.targs):,} rows, accuracy {self.accuracy:.4f}</p>"
+        return head + "".join(
+            f"<h3>{title}</h3>{html_table(list(rows[0]), rows)}" for title, rows in self._tables()
+        )
+
+    def to_html(self, path: Path | str, title: str = "Report") -> None:
+        """Writes tables and pictures into one file that needs no other, whole or not at all.
+
+        Args:
+            path: Where to.
+            title: The page's title.
+        """
+        from .plots import plot_calibration, plot_confusion_matrix, plot_top_losses, to_html
+
+        pictures = [
+            (
+                "Confusion matrix",
+                plot_confusion_matrix(self.matrix, self.classes),
+                "How often each class was taken for each; the numbers are in the tables above",
+            ),
+            (
+                "How sure, how right",
+                plot_calibration(self.probabilities, self.targs),
+                "How often the net is right over how sure it is",
+            ),
+        ]
+        if self.images is not None:
+            at = [row["row"] for row in self.worst]
+            figure = plot_top_losses(
+                self.images,
+                self.probabilities[at],
+                self.targs[at],
+                len(at),
+                classes=self.classes,
+                rows=-(-len(at) // 4),
+            )
+            pictures.append(("Worst rows", figure, "The rows of the table above, as pictures"))
+        shown = "".join(f"<h2>{name}</h2>{to_html(fig, alt)}" for name, fig, alt in pictures)
+        page = PAGE.format(
+            title=escape(title), body=self._repr_html_().replace("h3>", "h2>") + shown
+        )
+        with whole_file(path) as file:
+            file.write(page.encode())
+
+
+PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{title}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; color: #1f2933; background: #fff;
+       max-width: 60rem; margin: 2rem auto; padding: 0 1rem }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums }}
+th, td {{ text-align: right; padding: .15rem .8rem; border-bottom: 1px solid #d9dee3 }}
+img {{ max-width: 100% }}
+</style>
+<h1>{title}</h1>
+{body}
+</html>
+"""
+
+
+def report(
+    net: nn.Module,
+    dl: Any,
+    classes: Sequence[object] | None = None,
+    n_worst: int = 12,
+) -> Report:
+    """What a net that tells classes gets right and wrong: as data, text and one HTML file.
+
+    Args:
+        net: Any module that gives a number for each class, `(n, c)`; see
+            `minifast.metrics.probabilities`.
+        dl: A loader of batches `(x, y)`, such as `md.val_dl`, with y a class for each row.
+        classes: Names of the classes; their numbers, if not given.
+        n_worst: How many of the worst rows and most confused pairs to keep.
+
+    Raises:
+        ValueError: if there are no rows, or the targets are no classes.
+
+    Examples:
+        >>> import torch
+        >>> from minifast import ArrayLoader
+        >>> dl = ArrayLoader(torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 0.0]]),
+        ...                  torch.tensor([0, 1, 1]))
+        >>> found = report(nn.Identity(), dl, classes=["cat", "dog"])
+        >>> print(found)
+        3 rows, accuracy 0.6667
+        <BLANKLINE>
+        By class
+        class  rows  accuracy  precision
+          cat     1  1.000000   0.500000
+          dog     2  0.500000   1.000000
+        <BLANKLINE>
+        Taken for one another
+        truth  said  rows     share
+          dog   cat     1  0.500000
+        <BLANKLINE>
+        Worst rows
+        row  truth  said  of_truth   of_said
+          2    dog   cat  0.268941  0.731059
+          1    dog   dog  0.731059  0.731059
+          0    cat   cat  0.880797  0.880797
+    """
+    preds, targs = predict_with_targs(net, dl)
+    _check_classes(targs, classes, preds)
+    chance = probabilities(preds)
+    names = [str(name) for name in (range(chance.shape[1]) if classes is None else classes)]
+    matrix = confusion_matrix(chance, targs)
+    rows, taken, hits = matrix.sum(axis=1), matrix.sum(axis=0), matrix.diagonal()
+    per_class = [
+        {
+            "class": names[i],
+            "rows": int(rows[i]),
+            "accuracy": _share(hits[i], rows[i]),
+            "precision": _share(hits[i], taken[i]),
+        }
+        for i in range(len(names))
+    ]
+    pairs = [(int(n), i, j) for (i, j), n in np.ndenumerate(matrix) if n and i != j]
+    confused = [
+        {"truth": names[i], "said": names[j], "rows": n, "share": n / int(rows[i])}
+        for n, i, j in sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))[:n_worst]
+    ]
+    of_truth, said = chance[np.arange(len(targs)), targs], chance.argmax(axis=1)
+    at = np.argsort(of_truth, kind="stable")[:n_worst].tolist()
+    worst = [
+        {
+            "row": i,
+            "truth": names[targs[i]],
+            "said": names[said[i]],
+            "of_truth": float(of_truth[i]),
+            "of_said": float(chance[i, said[i]]),
+        }
+        for i in at
+    ]
+    accuracy = float((said == targs).mean())
+    images = _images(dl, at)
+    return Report(accuracy, per_class, confused, worst, matrix, chance, targs, images, names)
+
+
+def _check_classes(targs: np.ndarray, classes: Sequence[object] | None, preds: np.ndarray) -> None:
+    c = preds.shape[1] if preds.ndim == 2 and preds.shape[1] > 1 else 2
+    problem = None
+    if targs.ndim != 1 or targs.dtype.kind not in "iu" or not len(targs):
+        problem = f"targets of shape {targs.shape} and type {targs.dtype}"
+    elif targs.min() < 0 or targs.max() >= c:
+        problem = f"classes from {targs.min()} to {targs.max()} for {c} outputs"
+    elif classes is not None and len(classes) != c:
+        problem = f"{len(classes)} names for {c} outputs"
+    if problem:
+        raise ValueError(
+            explain(
+                "this is no report on classes",
+                got=problem,
+                wanted="a whole number from 0 for each row, and an output for each class",
+                fix="report(net, md.val_dl)",
+                entry="metrics",
+            )
+        )
+
+
+def _images(dl: Any, at: Sequence[int]) -> list[np.ndarray] | None:
+    """The rows `at` of the loader's input, as far as they are pictures."""
+    wanted, begin = set(at), 0
+    found: dict[int, np.ndarray] = {}
+    for batch in dl:
+        x = batch[0]
+        if len(batch) != 2 or not hasattr(x, "shape"):
+            return None
+        for i in wanted & set(range(begin, begin + len(x))):
+            picture = _picture(to_np(x[i - begin]))
+            if picture is None:
+                return None
+            found[i] = picture
+        begin += len(x)
+    return [found[i] for i in at]
+
+
+def _picture(x: np.ndarray) -> np.ndarray | None:
+    """What `plots` draws of a row: an image, or a square number of values as a square."""
+    side = round(x.size**0.5)
+    if x.ndim == 1:
+        return x.reshape(side, side) if side * side == x.size and side > 3 else None
+    if x.ndim == 2 or (x.ndim == 3 and (x.shape[0] in (1, 3) or x.shape[-1] in (1, 3))):
+        return x
+    return None
+
+
+def _share(part: Any, whole: Any) -> float:
+    return float(part) / float(whole) if whole else float("nan")
+
+
+def _text(rows: Rows) -> str:
+    cells = [[as_text(value) for value in row.values()] for row in rows]
+    lines = [list(rows[0]), *cells]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in lines
+    )
