@@ -45,4 +45,4 @@ def test_every_error_has_its_entry():
         re.findall(r"\{ *#([a-z0-9-]+) *\}", (REPOSITORY / "docs/errors-and-fixes.md").read_text())
     )
     assert entries <= anchors, entries - anchors
-    assert anchors <= words, "an entry that no error leads to"
+    assert anchors - {"all-messages"} <= words, "an entry that no error leads to"

@@ -1022,7 +1022,7 @@ def test_the_loss_recorder_has_what_each_batch_was_learned_with():
     train(net, opt, [OneCycle(0.1), See(), recorder], epochs=2)
     assert list(zip(recorder.losses, recorder.lrs, strict=True)) == seen
     assert recorder.momentums[0] == pytest.approx(0.95)
-    assert min(recorder.momentums) == pytest.approx(0.85)
+    assert min(recorder.momentums) == pytest.approx(0.85, abs=1e-3)
     assert len(recorder.plot_lr().axes) == 2 and len(recorder.plot_loss().axes) == 1
 
 
