@@ -12,7 +12,7 @@ from .dataloader import ArrayLoader
 from .dataset import ImageClassifierData, ModelData
 from .history import History
 from .metrics import accuracy
-from .model import fit, predict, predict_with_targs, validate
+from .model import fit, iter_predict, predict, predict_with_targs, validate
 from .stepper import Stepper
 
 __version__ = "0.1.0"
@@ -29,6 +29,7 @@ __all__ = [
     "V",
     "accuracy",
     "fit",
+    "iter_predict",
     "load_weights",
     "predict",
     "predict_with_targs",

@@ -94,6 +94,8 @@ class Run:
 
     The handlers of `on_train_end` are always let be finished.
     """
+    max_batches: int | None = None
+    """What `fit(..., steps=...)` was: where an epoch ends, if the loader does not end before."""
     checks: str = "on"
     """What `fit(..., checks=...)` was: `"on"`, `"warn"` or `"off"`."""
     given: dict[str, int | None] = field(default_factory=dict)
@@ -113,7 +115,10 @@ class Run:
     def n_batches(self) -> int | None:
         """How many batches an epoch has; None if the loader does not know."""
         loader = self.data.trn_dl
-        return len(loader) if hasattr(loader, "__len__") else None
+        sizes = [len(loader)] if hasattr(loader, "__len__") else []
+        if self.max_batches is not None:
+            sizes.append(self.max_batches)
+        return min(sizes, default=None)
 
     def stop(self, reason: str) -> None:
         """Asks for training to stop; `fit(...).stopped` tells the reason.

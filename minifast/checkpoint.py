@@ -98,13 +98,13 @@ def _waiting_gradients(run: Run) -> dict[str, Any]:
     return {name: p.grad for name, p in named if p.grad is not None}
 
 
-def size_of(loader: Any) -> dict[str, int | None]:
+def size_of(run: Run) -> dict[str, int | None]:
     """What must be the same for a run to go on; None where the loader does not tell."""
+    loader = run.data.trn_dl
     rows = getattr(loader, "n_rows", None)
     if rows is None and hasattr(getattr(loader, "dataset", None), "__len__"):
         rows = len(loader.dataset)
-    batches = len(loader) if hasattr(loader, "__len__") else None
-    return {"rows to train on": rows, "batches in an epoch": batches}
+    return {"rows to train on": rows, "batches in an epoch": run.n_batches}
 
 
 # ---- going on ----------------------------------------------------------------------------
@@ -208,11 +208,14 @@ def drawn_again(run: Run, batches: int) -> Iterator[Any]:
     """The epoch's batches behind the first so many, in the order that the epoch had."""
     now = random_state(run.data.trn_dl)
     set_random_state(run.order, run.data.trn_dl)
-    rest: Iterator[Any] = iter(run.data.trn_dl)
-    for _ in islice(rest, batches):
-        pass
+    rest: Any = iter(run.data.trn_dl)
+    if hasattr(rest, "skip"):
+        rest.skip(batches)
+    else:
+        for _ in islice(rest, batches):
+            pass
     set_random_state(now, run.data.trn_dl)
-    return rest
+    return iter(rest)
 
 
 @contextmanager

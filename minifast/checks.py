@@ -44,6 +44,13 @@ def check_epochs(epochs: Any, n_epochs: Any) -> int:
     return whole_number("epochs", wanted, 0, fix=fix, entry="epochs")
 
 
+def check_steps(steps: Any) -> int | None:
+    """How many batches an epoch has at most."""
+    if steps is None:
+        return None
+    return whole_number("steps", steps, 1, fix="fit(..., steps=1000)", entry="streams")
+
+
 def check_crit_and_opt(net: nn.Module, crit: Any, opt: Any) -> None:
     """A loss, and an optimizer over parameters of this net, each in its place."""
     if isinstance(crit, torch.optim.Optimizer) and not isinstance(opt, torch.optim.Optimizer):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .core import as_tensor, explain, training_dtype, whole_number
+from .rows import CHUNK_BYTES, Order, Rows, ahead, in_order, shuffled, stays_away
 
 __all__ = ["ArrayLoader"]
 
@@ -24,13 +25,16 @@ class ArrayLoader:
     has the loader's length, so that `batches = iter(loader); range(len(batches)); next(batches)`
     works. Every batch is a copy: writing to it leaves the arrays as they were.
 
-    In memory floats become float32 and whole numbers int64, once. uint8 arrays (images) and memory
-    maps stay as they are and are converted a batch at a time, uint8 to float32 without scaling.
+    In memory floats become float32 and whole numbers int64, once; uint8 arrays (images) stay as
+    they are and are converted a batch at a time, to float32 without scaling. If one of the arrays
+    stays on a disk (a memory map, h5py's, zarr's, `minifast.rows.Rows`), so do all: some batches
+    at a time are read by a thread while those before them are used, and memory does not grow.
 
     Args:
         *arrays: numpy arrays, tensors, lists or memory maps; the first axis counts the rows.
         bs: Rows in a batch; the last one may have fewer.
         shuffle: A new order each time it is iterated. Otherwise rows come in their own order.
+            `"blocks"`, for disks that turn: whole stretches of the file, shuffled among some.
         seed: Draw the orders from a generator of the loader's own; without one they come from
             torch's global generator, so that `torch.manual_seed` governs them.
         tfm: Called with the `x` of each batch (all but the last array, if there are several);
@@ -53,20 +57,22 @@ class ArrayLoader:
         self,
         *arrays: Any,
         bs: int = 64,
-        shuffle: bool = False,
+        shuffle: bool | str = False,
         seed: int | None = None,
         tfm: Callable[..., Any] | None = None,
         names: tuple[str, ...] = (),
     ) -> None:
         names = names or tuple(f"array {i}" for i in range(len(arrays)))
         self.bs = whole_number("bs", bs, 1, fix="bs=64", entry="batch-size")
-        self.shuffle = shuffle
+        self.shuffle = _checked_shuffle(shuffle)
         self.tfm = tfm
         self.generator = None if seed is None else torch.Generator().manual_seed(seed)
-        self.arrays = [_rows(a, name) for a, name in zip(arrays, names, strict=True)]
+        self.away = any(map(stays_away, arrays))
+        pairs = zip(arrays, names, strict=True)
+        self.arrays = [_rows(a, name, self.away) for a, name in pairs]
         _check_lengths(self.arrays, names)
         self.n_rows = len(self.arrays[0])
-        self.take = self._taker()
+        self.take = taker(self.arrays, tfm)
         self.joins_lone_row = False
         self._writable = not any(
             isinstance(a, np.ndarray) and not a.flags.writeable for a in arrays
@@ -85,20 +91,31 @@ class ArrayLoader:
         """Whether that row goes with the batch before it: set `joins_lone_row`, as `fit` does."""
         return self.joins_lone_row and self.ends_in_lone_row
 
-    def __iter__(self) -> Batches:
+    def __iter__(self) -> Batches | ChunkedBatches:
+        if self.away or self.shuffle == "blocks":
+            block = self._chunk_rows() if self.shuffle == "blocks" else 0
+            order = shuffled(self.n_rows, self.generator, block) if self.shuffle else in_order
+            return ChunkedBatches(self, order, self.bs, self.joined)
         if self.shuffle:
             rows = torch.randperm(self.n_rows, generator=self.generator)
         else:
             rows = torch.arange(self.n_rows)
         return Batches(self, rows, self.bs, self.joined)
 
-    def in_order(self, bs: int) -> Batches:
+    def _chunk_rows(self, bs: int = 1) -> int:
+        """How many rows are read at a time: whole batches, one at least."""
+        sizes = [a.row_bytes for a in self.arrays if isinstance(a, Rows)]
+        return max(CHUNK_BYTES // max(sum(sizes), 1) // bs, 1) * bs
+
+    def in_order(self, bs: int) -> Batches | ChunkedBatches:
         """All rows in their own order, whether the loader shuffles or not, `bs` in a batch.
 
         Examples:
             >>> [len(x) for x, in ArrayLoader(range(10), shuffle=True).in_order(4)]
             [4, 4, 2]
         """
+        if self.away:
+            return ChunkedBatches(self, in_order, bs)
         return Batches(self, torch.arange(self.n_rows), bs)
 
     def read(self, bs: int) -> Iterator[Batch]:
@@ -107,6 +124,9 @@ class ArrayLoader:
         The first `loader.bs` rows are copied all the same, to see whether they are written to, as
         by a net that begins with `ReLU(inplace=True)`; if so, all are. Then come `bs` in a batch.
         """
+        if self.away:
+            yield from self.in_order(bs)  # copies in any case
+            return
         first = self.take(torch.arange(min(self.bs, self.n_rows), device=self.arrays[0].device))
         versions = [t._version for t in first if isinstance(t, Tensor)]
         yield first
@@ -120,19 +140,19 @@ class ArrayLoader:
             if len(parts[0]):  # torch splits nothing into one part of nothing
                 yield tuple(part.to(_dtype(part)) for part in parts)
 
-    def _taker(self) -> Callable[[Tensor], Batch]:
-        """`take(rows)`: the batch of these row numbers (int64, on the arrays' device).
 
-        Chosen once and not for each batch: a step of a small net costs less than twenty calls.
-        """
-        gather = [_gatherer(a) for a in self.arrays]
-        tfm = self.tfm
-        if tfm is not None:
-            return lambda rows: _transformed(tfm, tuple([each(rows) for each in gather]))
-        if len(gather) == 2:
-            x, y = gather
-            return lambda rows: (x(rows), y(rows))
-        return lambda rows: tuple([each(rows) for each in gather])
+def taker(arrays: list[Any], tfm: Callable[..., Any] | None) -> Callable[[Tensor], Batch]:
+    """`take(rows)`: the batch of these row numbers (int64, on the arrays' device).
+
+    Chosen once and not for each batch: a step of a small net costs less than twenty calls.
+    """
+    gather = [_gatherer(a) for a in arrays]
+    if tfm is not None:
+        return lambda rows: _transformed(tfm, tuple([each(rows) for each in gather]))
+    if len(gather) == 2:
+        x, y = gather
+        return lambda rows: (x(rows), y(rows))
+    return lambda rows: tuple([each(rows) for each in gather])
 
 
 class Batches:
@@ -158,8 +178,80 @@ class Batches:
         return next(self._batches)
 
 
-def _rows(a: Any, name: str) -> Tensor:
-    """The array as a tensor, in the dtype in which it stays in memory."""
+class ChunkedBatches:
+    """One pass over arrays of which some are read from elsewhere: an iterator with a length.
+
+    A thread reads the rows of some batches ahead, and ends with the pass or when it is dropped.
+    """
+
+    def __init__(self, loader: ArrayLoader, order: Order, bs: int, joined: bool = False) -> None:
+        self._length = -(-loader.n_rows // bs) - joined
+        # Without `self`: a generator that held it would be freed late, and its thread with it.
+        self._from = partial(_chunked, loader, order, bs, self._length)
+        self._batches = self._from(0)
+
+    def __len__(self) -> int:
+        """The batches of the whole pass, those already taken included."""
+        return self._length
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._batches
+
+    def __next__(self) -> Batch:
+        return next(self._batches)
+
+    def skip(self, batches: int) -> None:
+        """Goes on behind the first so many, which are not read."""
+        self._batches = self._from(batches)
+
+
+def _chunked(
+    loader: ArrayLoader, order: Order, bs: int, length: int, skipped: int
+) -> Iterator[Batch]:
+    """The batches behind those skipped; a chunk in memory is taken apart like any arrays."""
+    step = loader._chunk_rows(bs) // bs
+
+    def read(first: int) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        """The rows of some batches in the order of the file, and where each batch's are."""
+        last = min(first + step, length)
+        begin, end = first * bs, loader.n_rows if last == length else last * bs
+        if order is in_order:
+            places = torch.arange(end - begin)
+            arrays = [
+                a.between(begin, end) if isinstance(a, Rows) else a[begin:end]
+                for a in loader.arrays
+            ]
+        else:
+            rows, ranks = order(begin, end).sort()
+            places = ranks.argsort()
+            arrays = [
+                a.ascending(rows.numpy()) if isinstance(a, Rows) else a.index_select(0, rows)
+                for a in loader.arrays
+            ]
+        return arrays, places.tensor_split([i * bs for i in range(1, last - first)])
+
+    for arrays, places in ahead(read, iter(range(skipped, length, step))):
+        yield from map(taker(arrays, loader.tfm), places)
+
+
+def _checked_shuffle(shuffle: Any) -> bool | str:
+    if shuffle == "blocks" or isinstance(shuffle, bool | int | np.bool_):
+        return shuffle if shuffle == "blocks" else bool(shuffle)
+    raise ValueError(
+        explain(
+            "shuffle is none of the ways to shuffle",
+            got=repr(shuffle),
+            wanted="True, False or 'blocks'",
+            fix="shuffle=True",
+            entry="larger-than-memory",
+        )
+    )
+
+
+def _rows(a: Any, name: str, away: bool) -> Any:
+    """The array as a tensor in the dtype in which it stays in memory, or as `Rows`."""
+    if stays_away(a):
+        return a if isinstance(a, Rows) else Rows(a, name=name)
     t = as_tensor(a, name)
     if t.ndim == 0:
         raise TypeError(
@@ -171,19 +263,20 @@ def _rows(a: Any, name: str) -> Tensor:
                 entry="lengths-differ",
             )
         )
-    stays = isinstance(a, np.memmap) or (t.dtype == torch.uint8 and t.ndim > 1)
+    stays = away or (t.dtype == torch.uint8 and t.ndim > 1)
     return t if stays else t.to(_dtype(t))
 
 
-def _dtype(t: Tensor) -> torch.dtype:
+def _dtype(t: Tensor | Rows) -> torch.dtype:
     """What a batch of `t` is made of; bytes and truth values are numbers, or labels if 1-D."""
     if t.dtype in (torch.uint8, torch.bool):
         return torch.float32 if t.ndim > 1 else torch.int64
     return training_dtype(t.dtype)
 
 
-def _gatherer(a: Tensor) -> Callable[[Tensor], Tensor]:
-    dtype, select = _dtype(a), partial(a.index_select, 0)
+def _gatherer(a: Tensor | Rows) -> Callable[[Tensor], Tensor]:
+    dtype = _dtype(a)
+    select: Callable[[Tensor], Tensor] = partial(a.index_select, 0)
     return select if dtype == a.dtype else lambda rows: select(rows).to(dtype)
 
 
@@ -195,7 +288,7 @@ def _transformed(tfm: Callable[..., Any], batch: Batch) -> Batch:
     return (*x, y) if isinstance(x, tuple) else (x, y)
 
 
-def _check_lengths(arrays: list[Tensor], names: tuple[str, ...]) -> None:
+def _check_lengths(arrays: list[Any], names: tuple[str, ...]) -> None:
     lengths = [len(a) for a in arrays]
     if len(set(lengths)) == 1 and lengths[0] > 0:
         return

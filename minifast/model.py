@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import count
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count, islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,13 +14,13 @@ from . import checks, look
 from .callback import Callback, Events, Run
 from .checkpoint import drawn_again, random_state, restore, size_of
 from .core import T, V, device_of, modes_kept, set_lrs, to_np
-from .dataloader import ArrayLoader
 from .dataset import ModelData
 from .history import History
 from .interrupts import interrupts
 from .lone_row import lone_row_joined
 from .metrics import RowMean, meter, metric_names
 from .mistakes import NOT_YET, explain_failure
+from .prediction import forward, iter_predict, predict, predict_with_targs, rows_in_order
 from .progress import Progress
 from .stepper import Stepper, split_batch
 
@@ -29,15 +28,13 @@ __all__ = [
     "T",
     "V",
     "fit",
+    "iter_predict",
     "predict",
     "predict_with_targs",
     "set_lrs",
     "to_np",
     "validate",
 ]
-
-# A batch where no gradient is kept may be larger: fewer calls, and it still fits the cache.
-EVALUATION_ROWS, EVALUATION_BYTES = 2000, 2**24
 
 
 def fit(
@@ -52,6 +49,7 @@ def fit(
     n_epochs: int | None = None,
     stepper: Stepper | None = None,
     progress: bool = True,
+    steps: int | None = None,
     resume: dict[str, Any] | str | Path | None = None,
     checks: str = "on",
 ) -> History:
@@ -72,6 +70,8 @@ def fit(
         n_epochs: fastai's name of `epochs`.
         stepper: How one batch is learned; see `minifast.stepper`.
         progress: Print the table and show the bar.
+        steps: How many batches an epoch has at most: for a stream that has no end. Each epoch
+            iterates `trn_dl` anew, which goes on where it was if it is an iterator itself.
         resume: The path of a `Checkpoint`, or a state that `minifast.checkpoint.snapshot` took, of
             a fit with the same arguments: goes on from there, to the same end. A path at which one
             of the callbacks will write, and has not yet, begins.
@@ -100,7 +100,9 @@ def fit(
         True
     """
     stepper = stepper or Stepper()
-    run = _checked_run(net, data, epochs, crit, opt, metrics, callbacks, n_epochs, stepper, checks)
+    run = _checked_run(
+        net, data, epochs, crit, opt, metrics, callbacks, n_epochs, stepper, steps, checks
+    )
     events = Events([*run.callbacks, Progress()] if progress else run.callbacks)
     try:
         with interrupts(run), modes_kept(net), lone_row_joined(run), events.training(run):
@@ -155,14 +157,16 @@ def _train_epoch(run: Run, stepper: Stepper, events: Events) -> None:
 def _begun(run: Run, events: Events) -> tuple[Iterator[Any], Iterator[int]]:
     """The batches of the epoch and their numbers; of a resumed one those that are left."""
     done = run.step - run.epoch_start
-    if done:
-        return look.first_batch(run, drawn_again(run, done)), count(done)
-    run.batch = 0
-    events.on_epoch_begin(run)
-    if run.stopped:
-        return iter(()), count()
-    run.order = random_state(run.data.trn_dl)
-    return look.first_batch(run, iter(run.data.trn_dl)), count()
+    if not done:
+        run.batch = 0
+        events.on_epoch_begin(run)
+        if run.stopped:
+            return iter(()), count()
+        run.order = random_state(run.data.trn_dl)
+    batches = drawn_again(run, done) if done else iter(run.data.trn_dl)
+    if run.max_batches is not None:
+        batches = islice(batches, run.max_batches - done)
+    return look.first_batch(run, batches), count(done)
 
 
 def validate(
@@ -208,9 +212,9 @@ def _evaluate(
     """One pass over the loader with the net as it is, which is in eval mode."""
     device = device_of(net)
     meters = [RowMean(crit), *map(meter, metrics)]
-    for batch in _in_order(dl):
+    for batch in rows_in_order(dl):
         x, y = split_batch(batch, device)
-        preds = _forward(stepper, net, x)
+        preds = forward(stepper, net, x)
         try:
             for each in meters:
                 each.update(preds, y)
@@ -220,73 +224,6 @@ def _evaluate(
             raise
     names = ["val_loss", *metric_names(metrics)]
     return {name: float(each.compute()) for name, each in zip(names, meters, strict=True)}
-
-
-def predict(net: nn.Module, dl: Any) -> np.ndarray:
-    """What the net makes of each row of a loader, as one numpy array: row i belongs to row i.
-
-    The rows of an `ArrayLoader` come in their own order, whether it shuffles or not; those of
-    another loader in the order in which it yields them. The net is put in eval mode and back.
-
-    Args:
-        net: Any module.
-        dl: A loader of batches `(x, y)`, or of `x` alone.
-
-    Returns:
-        `(rows, ...)`: the outputs, on the CPU, in the net's dtype.
-
-    Examples:
-        >>> predict(nn.Identity(), ArrayLoader([[1.0], [2.0], [3.0]], [0, 0, 0], bs=2)).ravel()
-        array([1., 2., 3.], dtype=float32)
-    """
-    return np.concatenate([preds for preds, _ in _predictions(net, dl)])
-
-
-def predict_with_targs(net: nn.Module, dl: Any) -> tuple[np.ndarray, np.ndarray]:
-    """`predict`, and the targets of the same rows beside it.
-
-    Examples:
-        >>> preds, targs = predict_with_targs(nn.Identity(), ArrayLoader([[1.0], [2.0]], [0, 1]))
-        >>> targs
-        array([0, 1])
-    """
-    preds, targs = zip(*_predictions(net, dl), strict=True)
-    return np.concatenate(preds), np.concatenate(targs)
-
-
-@torch.no_grad()
-def _predictions(net: nn.Module, dl: Any) -> list[tuple[np.ndarray, Any]]:
-    """The outputs and targets of each batch, off the GPU as soon as they are there."""
-    checks.check_net(net)
-    checks.check_loader(dl)
-    device, stepper = device_of(net), Stepper()
-    found = []
-    with modes_kept(net):
-        net.eval()
-        for batch in _in_order(dl):
-            if isinstance(batch, Tensor):
-                batch = [batch]
-            if len(batch) == 1:  # an input without its target
-                batch = [*batch, None]
-            x, y = split_batch(batch, device)
-            found.append((to_np(_forward(stepper, net, x)), to_np(y)))
-    return found
-
-
-def _forward(stepper: Stepper, net: nn.Module, x: Any) -> Any:
-    try:
-        return stepper.forward(net, x)
-    except Exception as error:
-        explain_failure(error, net, None, x, None, NOT_YET, NOT_YET)
-        raise
-
-
-def _in_order(dl: Any) -> Iterable[Any]:
-    """The batches to evaluate: of arrays many rows at once, as no gradients fill the memory."""
-    if not isinstance(dl, ArrayLoader):
-        return cast(Iterable[Any], dl)
-    row_bytes = sum(a[0].numel() for a in dl.arrays) * 4
-    return dl.read(max(dl.bs, min(EVALUATION_ROWS, EVALUATION_BYTES // max(row_bytes, 1))))
 
 
 def _checked_run(
@@ -299,13 +236,14 @@ def _checked_run(
     callbacks: Any,
     n_epochs: Any,
     stepper: Any,
+    steps: Any,
     how: Any,
 ) -> Run:
     """The record of a fit whose arguments are what they should be."""
     checks.check_net(net)
     checks.check_data(data)
     checks.check_crit_and_opt(net, crit, opt)
-    return Run(
+    run = Run(
         net=net,
         data=data,
         opt=opt,
@@ -314,6 +252,8 @@ def _checked_run(
         epochs=checks.check_epochs(epochs, n_epochs),
         callbacks=checks.check_callbacks(callbacks),
         stepper=checks.check_stepper(stepper),
+        max_batches=checks.check_steps(steps),
         checks=checks.check_checks(how),
-        given=size_of(data.trn_dl),
     )
+    run.given = size_of(run)
+    return run

@@ -57,6 +57,7 @@ __all__ = [
 ]
 
 USE_GPU = torch.cuda.is_available()
+"""Whether there is a GPU of CUDA's make."""
 
 
 def V(x: Any, requires_grad: bool = False, volatile: bool = False) -> Any:  # noqa: N802

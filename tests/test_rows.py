@@ -1,0 +1,399 @@
+"""Rows that memory does not hold: read in chunks, ahead, in a true order; and streams."""
+
+import itertools
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn, optim
+
+import minifast.dataloader
+import minifast.rows
+from minifast import (
+    ArrayLoader,
+    Callback,
+    ImageClassifierData,
+    ModelData,
+    Run,
+    accuracy,
+    fit,
+    iter_predict,
+    predict,
+    predict_with_targs,
+)
+from minifast.plugins import Checkpoint
+from minifast.rows import Blocks, Keyed, Rows, shuffled
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many chunks of few rows, so that their borders are in the way."""
+    monkeypatch.setattr(minifast.dataloader, "CHUNK_BYTES", 500)
+    monkeypatch.setattr(minifast.rows, "MAPPED_ROWS", 7)
+
+
+def mapped(folder: Path, a: np.ndarray, name: str = "x", mode: Any = "r") -> Any:
+    np.save(folder / f"{name}.npy", a)
+    return np.load(folder / f"{name}.npy", mmap_mode=mode)
+
+
+# ---- orders --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 64, 65, 1000, 4097])
+def test_each_order_has_each_row_once(n: int) -> None:
+    whole = torch.arange(n)
+    for order in (Keyed(n, 7), Blocks(n, 10, 7), shuffled(n, None)):
+        assert torch.equal(order(0, n).sort().values, whole)
+        cuts = [0, n // 3, n // 3, n // 2, n]
+        parts = [order(a, b) for a, b in itertools.pairwise(cuts)]
+        assert torch.equal(torch.cat(parts), order(0, n))
+
+
+def test_a_computed_order_is_like_one_drawn() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    n, times = 13, 4000
+    orders = torch.stack([Keyed(n, key)(0, n) for key in range(times)])
+    where = np.array([[(orders[:, i] == row).sum().item() for row in range(n)] for i in range(n)])
+    # Every row is as often at every place: n² counts, (n - 1)² of them free.
+    found = ((where - times / n) ** 2 / (times / n)).sum()
+    assert 0.001 < stats.chi2.sf(found, (n - 1) ** 2) < 0.999
+    after = np.zeros((n, n))
+    for a, b in itertools.pairwise(orders.T.tolist()):
+        np.add.at(after, (a, b), 1)
+    after = after[~np.eye(n, dtype=bool)]  # and every row as often behind every other
+    p = stats.chisquare(after).pvalue
+    assert 0.001 < p < 0.999
+    big = Keyed(10**6, 1)(0, 10**6).double()
+    assert abs(np.corrcoef(big[:-1], big[1:])[0, 1]) < 0.005
+    assert abs(np.corrcoef(big, np.arange(10**6))[0, 1]) < 0.005
+
+
+def test_blocks_lie_together() -> None:
+    rows = Blocks(10_000, 100, 3)(0, 10_000)
+    group = rows[: 16 * 100]
+    assert len(set((group // 100).tolist())) == 16
+    assert not torch.equal(group, group.sort().values)
+
+
+# ---- the same as in memory -----------------------------------------------------------------
+
+
+def trained(x: Any, y: Any, x_valid: Any, y_valid: Any, **options: Any) -> tuple[Any, torch.Tensor]:
+    torch.manual_seed(5)
+    md = ImageClassifierData.from_arrays(".", (x, y), (x_valid, y_valid), bs=16, **options)
+    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Linear(8, 3))
+    opt = optim.SGD(net.parameters(), 0.1)
+    history = fit(net, md, 3, nn.CrossEntropyLoss(), opt, [accuracy], progress=False)
+    return history, torch.cat([t.flatten().float() for t in net.state_dict().values()])
+
+
+def test_training_from_a_disk_is_training_from_memory_to_the_bit(
+    arrays: Any, tmp_path: Path
+) -> None:
+    x, y, x_valid, y_valid = arrays
+    x, y = x[:193], y[:193]  # the last batch is a lone row, which BatchNorm cannot take
+    history, weights = trained(x, y, x_valid, y_valid)
+    away = [mapped(tmp_path, a, name) for a, name in zip(arrays, "abcd", strict=True)]
+    away[:2] = away[0][:193], away[1][:193]
+    same, equal = trained(*away)
+    assert torch.equal(weights, equal)
+    for column in ("trn_loss", "accuracy"):
+        assert history[column] == same[column]
+    assert history["val_loss"] == pytest.approx(same["val_loss"], rel=1e-6)  # other batches
+
+
+def test_an_order_that_memory_does_not_hold(
+    arrays: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(minifast.rows, "MOST_LISTED", 10)
+    loader = ArrayLoader(mapped(tmp_path, np.arange(1000)), bs=32, shuffle=True)
+    passes = [torch.cat([x for (x,) in loader]) for _ in range(2)]
+    for rows in passes:
+        assert torch.equal(rows.sort().values, torch.arange(1000))
+    assert not torch.equal(*passes)
+    torch.manual_seed(1)
+    first = torch.cat([x for (x,) in loader])
+    torch.manual_seed(1)
+    assert torch.equal(torch.cat([x for (x,) in loader]), first)
+
+
+@pytest.mark.parametrize("shuffle", [False, True, "blocks"])
+@pytest.mark.parametrize("kind", ["map", "memory", "table"])
+def test_rows_stay_together_with_their_labels(tmp_path: Path, shuffle: Any, kind: str) -> None:
+    x = np.arange(300, dtype=np.uint8).reshape(100, 3) % 251
+    y = np.arange(100, dtype=np.uint8)
+    source: Any = {"map": lambda: mapped(tmp_path, x), "memory": lambda: x,
+                   "table": lambda: Rows(Table(x))}[kind]()  # fmt: skip
+    loader = ArrayLoader(source, y, bs=8, shuffle=shuffle, seed=4)
+    for _ in range(2):
+        batches = list(loader)
+        assert len(batches) == len(loader) == len(iter(loader)) == 13
+        xs, ys = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        assert xs.dtype == torch.float32 and ys.dtype == torch.int64
+        assert torch.equal(xs, torch.from_numpy(x).float()[ys])
+        assert torch.equal(ys.sort().values, torch.arange(100))
+        assert torch.equal(ys, torch.arange(100)) == (not shuffle)
+
+
+class Table:
+    """Something with a length and slices, and nothing else."""
+
+    def __init__(self, x: np.ndarray) -> None:
+        self.x, self.slices = x, 0
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, part: slice) -> Any:
+        assert isinstance(part, slice)
+        self.slices += 1
+        return self.x[part]
+
+
+def test_h5py_zarr_and_arrow(tmp_path: Path) -> None:
+    found = 0
+    x, y = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32), np.arange(50)
+    sources: list[Any] = []
+    try:
+        import h5py
+
+        with h5py.File(tmp_path / "rows.h5", "w") as file:
+            file["x"] = x
+        sources.append(h5py.File(tmp_path / "rows.h5")["x"])
+    except ImportError:
+        pass
+    try:
+        import zarr
+
+        sources.append(zarr.array(x, chunks=(7, 4)))
+    except ImportError:
+        pass
+    try:
+        import pyarrow as pa
+
+        table = pa.table({str(i): x[:, i] for i in range(4)})
+        sources.append(Rows(table, lambda t, a, b: np.stack(t.slice(a, b - a).columns, axis=1)))
+    except ImportError:
+        pass
+    for source in sources:
+        found += 1
+        loader = ArrayLoader(source, y, bs=8, shuffle=True)
+        assert loader.away
+        xs, ys = (torch.cat(parts) for parts in zip(*loader, strict=True))
+        assert torch.equal(xs, torch.from_numpy(x)[ys])
+    if not found:
+        pytest.skip("needs h5py, zarr or pyarrow")
+
+
+# ---- memory, threads, errors -----------------------------------------------------------------
+
+
+def test_nothing_is_copied_and_pages_are_let_go(tmp_path: Path) -> None:
+    x = mapped(tmp_path, np.arange(400, dtype=np.float64).reshape(100, 4))
+    loader = ArrayLoader(x, bs=8)
+    rows = loader.arrays[0]
+    assert rows.source is x and rows.may_let_go
+    (batch,) = next(iter(loader))
+    batch.zero_()
+    assert x[0, 1] == 1
+
+
+def test_what_was_written_to_a_private_mapping_is_kept(tmp_path: Path) -> None:
+    x = mapped(tmp_path, np.zeros((50, 4), np.float32), mode="c")
+    x[10] = 5
+    loader = ArrayLoader(x, bs=8, shuffle=True)
+    assert not loader.arrays[0].may_let_go
+    for _ in range(2):
+        assert sum(float(b.sum()) for (b,) in loader) == 20
+
+
+def test_what_only_was_a_memory_map_is_in_memory(tmp_path: Path) -> None:
+    x = mapped(tmp_path, np.ones((50, 4), np.float32))
+    assert not ArrayLoader(x / 2).away
+    assert ArrayLoader(x[5:20]).away and ArrayLoader(x.reshape(25, 2, 4)).away
+
+
+def readers() -> int:
+    return sum(thread.name.startswith("minifast-reader") for thread in threading.enumerate())
+
+
+def test_no_thread_stays_behind(tmp_path: Path) -> None:
+    loader = ArrayLoader(mapped(tmp_path, np.zeros((5000, 4))), bs=8)
+    list(loader)
+    assert readers() == 0
+    batches = iter(loader)
+    next(batches)
+    assert readers() == 1
+    del batches
+    assert readers() == 0
+
+
+def test_an_error_of_the_source_reaches_the_loop() -> None:
+    class Broken(Table):
+        def __getitem__(self, part: slice) -> Any:
+            if part.start and part.start > 60:
+                raise OSError("the disk is gone")
+            return super().__getitem__(part)
+
+    net = nn.Linear(2, 1)
+    md = ModelData(".", ArrayLoader(Rows(Broken(np.zeros((100, 2)))), np.zeros((100, 1)), bs=8))
+    with pytest.raises(OSError, match="the disk is gone"):
+        fit(net, md, 1, nn.MSELoss(), optim.SGD(net.parameters(), 0.1), progress=False)
+    assert readers() == 0
+
+
+def test_a_source_that_gives_other_rows_is_told() -> None:
+    with pytest.raises(ValueError, match="another number of rows"):
+        Rows(Table(np.zeros((100, 2))), lambda source, begin, end: source[begin : end + 1])
+    with pytest.raises(ValueError, match=r"shuffle.*ways"):
+        ArrayLoader(np.zeros(3), shuffle="rows")
+
+
+# ---- resume --------------------------------------------------------------------------------
+
+
+class StopAt(Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_batch_end(self, run: Run) -> None:
+        if run.step == self.step:
+            run.pause("here")
+
+
+def test_going_on_skips_without_reading(arrays: Any, tmp_path: Path) -> None:
+    x, y, *_ = arrays
+    table = Table(x)
+    path = tmp_path / "run.ckpt"
+
+    def run(*callbacks: Callback, resume: Any = None) -> torch.Tensor:
+        torch.manual_seed(5)
+        table.slices = 0
+        md = ModelData(".", ArrayLoader(Rows(table), y, bs=4, shuffle=True))
+        net = nn.Linear(6, 3)
+        opt = optim.SGD(net.parameters(), 0.1, momentum=0.9)
+        fit(
+            net, md, 2, nn.CrossEntropyLoss(), opt, callbacks=callbacks, progress=False,
+            resume=resume,
+        )  # fmt: skip
+        return net.weight.detach()
+
+    whole = run()
+    read = table.slices
+    run(Checkpoint(path), StopAt(95))
+    assert torch.equal(run(Checkpoint(path), resume=path), whole)
+    assert table.slices < read / 4  # 7 batches of 102
+
+
+# ---- predictions ---------------------------------------------------------------------------
+
+
+def test_predictions_go_where_they_fit(arrays: Any, net: nn.Module, tmp_path: Path) -> None:
+    x, y, *_ = arrays
+    loader = ArrayLoader(mapped(tmp_path, x), y, bs=16, shuffle=True)
+    expected = predict(net, ArrayLoader(x, y))
+    np.testing.assert_array_equal(predict(net, loader), expected)
+    _, targs = predict_with_targs(net, loader)
+    np.testing.assert_array_equal(targs, y)
+
+    found = predict(net, loader, out=tmp_path / "preds.npy")
+    assert isinstance(found, np.memmap)
+    np.testing.assert_array_equal(np.load(tmp_path / "preds.npy"), expected)
+    array = np.empty_like(expected)
+    assert predict(net, loader, out=array) is array
+    np.testing.assert_array_equal(array, expected)
+    parts = iter_predict(net, loader)
+    assert net.training
+    np.testing.assert_array_equal(np.concatenate(list(parts)), expected)
+    assert net.training
+
+
+def test_a_file_of_predictions_is_whole_or_not_there(
+    arrays: Any, net: nn.Module, tmp_path: Path
+) -> None:
+    x, *_ = arrays
+    before = sorted(tmp_path.iterdir())
+    short = [torch.from_numpy(x[:10]), torch.zeros(10, 7)]  # the second batch has other columns
+    with pytest.raises(Exception, match="mat1"):
+        predict(net, Lengthy(short, 20), out=tmp_path / "preds.npy")
+    with pytest.raises(ValueError, match="10 rows"):
+        predict(net, Lengthy(short[:1], 20), out=tmp_path / "preds.npy")
+    with pytest.raises(TypeError, match="how many rows"):
+        predict(net, short, out=str(tmp_path / "preds.npy"))
+    assert sorted(tmp_path.iterdir()) == before
+    for wrong in (np.empty((9, 3)), np.empty((11, 3)), np.empty((10, 2))):
+        with pytest.raises(ValueError, match="shape"):
+            predict(net, short[:1], out=wrong)
+
+
+class Lengthy(list[Any]):
+    def __init__(self, batches: list[Any], rows: int) -> None:
+        super().__init__(batches)
+        self.dataset = range(rows)
+
+
+# ---- streams -------------------------------------------------------------------------------
+
+
+class Stream:
+    """Batches without an end and without a length."""
+
+    def __init__(self) -> None:
+        self.given = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        self.given += 1
+        x = torch.full((4, 2), float(self.given))
+        return x, x.sum(1, keepdim=True)
+
+
+def test_a_stream_has_as_many_batches_as_are_asked_for() -> None:
+    net, stream, seen = nn.Linear(2, 1), Stream(), []
+
+    class Sees(Callback):
+        def on_batch_end(self, run: Run) -> None:
+            seen.append((run.epoch, run.batch, int(run.x[0, 0])))
+            assert run.n_batches == 3
+
+    opt = optim.SGD(net.parameters(), 1e-4)
+    history = fit(
+        net, ModelData(".", stream), 2, nn.MSELoss(), opt, callbacks=[Sees()], steps=3
+    )  # fmt: skip
+    assert [row[1:] for row in seen] == [(b, e * 3 + b + 1) for e in range(2) for b in range(3)]
+    assert len(history) == 2 and stream.given == 6  # not one too many
+    assert [len(p) for p in itertools.islice(iter_predict(net, Stream()), 2)] == [4, 4]
+
+
+def test_without_a_length_an_epoch_is_what_there_is() -> None:
+    class Unsized:
+        def __iter__(self) -> Iterator[Any]:
+            return ((torch.ones(2, 2), torch.ones(2, 1)) for _ in range(5))
+
+    class Counts(Callback):
+        steps = 0
+
+        def on_batch_end(self, run: Run) -> None:
+            assert run.n_batches in (None, 8)
+            self.steps += 1
+
+    for steps, wanted in ((None, 10), (8, 10), (2, 4)):
+        net, counts = nn.Linear(2, 1), Counts()
+        md = ModelData(".", Unsized(), Unsized())
+        if steps == 2:
+            Counts.on_batch_end = lambda self, run: setattr(self, "steps", run.step)  # type: ignore
+        fit(
+            net, md, 2, nn.MSELoss(), optim.SGD(net.parameters(), 0.1), callbacks=[counts],
+            steps=steps, progress=False,
+        )  # fmt: skip
+        assert counts.steps == wanted
+    for wrong in (0, 1.5, "all"):
+        with pytest.raises((TypeError, ValueError), match="steps"):
+            fit(net, md, 1, nn.MSELoss(), optim.SGD(net.parameters(), 0.1), steps=wrong)  # type: ignore
