@@ -230,7 +230,7 @@ def _chunked(
             ]
         return arrays, places.tensor_split([i * bs for i in range(1, last - first)])
 
-    for arrays, places in ahead(read, iter(range(skipped, length, step))):
+    for arrays, places in ahead(read, range(skipped, length, step)):
         yield from map(taker(arrays, loader.tfm), places)
 
 

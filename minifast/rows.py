@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterator
+import os
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -16,8 +20,8 @@ from .core import as_tensor, explain
 __all__ = ["Rows"]
 
 CHUNK_BYTES = 2**24  # read at a time: enough to hide the reading, little beside a net
-MAPPED_ROWS = 1024  # the kernel maps 64 KB around each row: let go of them before they add up
-NEARBY = 16  # rows so close together are read in one slice
+NEARBY = 2**9  # a gap that is read over: a call costs as much
+WAITING = 0.25  # the part of a reading's time without a processor, from which on a thread reads
 MOST_LISTED = 2**22  # rows whose order may lie in memory: 32 MB
 
 Slice = Callable[[Any, int, int], Any]
@@ -50,15 +54,16 @@ class Rows:
 
     def __init__(self, source: Any, read: Slice | None = None, name: str = "the rows") -> None:
         self.source, self.name = source, name
-        self.mapped, self.may_let_go = _mapping(source)
         self.slice = read or _sliced
-        first = self.between(0, min(1, len(source)))
-        self.shape, self.dtype = torch.Size([len(source), *first.shape[1:]]), first.dtype
-        self.ndim = first.ndim
-        self.row_bytes = max(first.numel() * first.element_size(), 1)
+        self.file = _File.behind(source) if read is None else None
+        n = len(source) if hasattr(source, "__len__") else source.shape[0]  # zarr has no len
+        self.row = np.asarray(self.slice(source, 0, min(1, n)))
+        t = as_tensor(self.row.copy(), name)
+        self.shape, self.dtype, self.ndim = torch.Size([n, *t.shape[1:]]), t.dtype, t.ndim
+        self.row_bytes = max(self.row.nbytes, 1)
 
     def __len__(self) -> int:
-        return len(self.source)
+        return self.shape[0]
 
     def __getitem__(self, i: int) -> Tensor:
         i = range(len(self))[i]
@@ -66,78 +71,116 @@ class Rows:
 
     def between(self, begin: int, end: int) -> Tensor:
         """A copy of the rows from `begin` to before `end`."""
-        read = np.array(self.slice(self.source, begin, end))
-        self._let_go()
-        if len(read) != end - begin:
-            raise ValueError(
-                explain(
-                    f"{self.name} gives another number of rows than was asked for",
-                    got=f"{len(read)} rows from {begin} to before {end}",
-                    wanted=f"{end - begin}",
-                    fix="read(source, begin, end) gives source's rows begin, ..., end - 1",
-                    entry="larger-than-memory",
-                )
-            )
-        return as_tensor(read, self.name)
+        return as_tensor(self._read(np.array([begin]), np.array([end])), self.name)
 
     def index_select(self, axis: int, rows: Tensor) -> Tensor:
         """A copy of the rows of these numbers, in their order; read from the first to the last."""
         assert axis == 0
         ordered, places = rows.cpu().sort()
-        found = self.ascending(ordered.numpy())
-        return found.index_select(0, places.argsort())
+        return self.ascending(ordered.numpy()).index_select(0, places.argsort())
 
     def ascending(self, rows: np.ndarray) -> Tensor:
-        """The rows of these numbers, which rise."""
-        if self.mapped is None:
-            return torch.cat([self._near(part) for part in _parts(rows)])
-        array = np.asarray(self.source)
-        found = np.empty((len(rows), *array.shape[1:]), array.dtype)
-        for begin in range(0, len(rows), MAPPED_ROWS):
-            part = slice(begin, begin + MAPPED_ROWS)
-            np.take(array, rows[part], axis=0, out=found[part], mode="clip")
-            self._let_go()
-        return as_tensor(found, self.name)
+        """A copy of the rows of these numbers, which rise; those close together in one reading."""
+        firsts = np.concatenate([[0], np.flatnonzero(np.diff(rows) * self.row_bytes > NEARBY) + 1])
+        begins, ends = rows[firsts], rows[np.append(firsts[1:], len(rows)) - 1] + 1
+        read = self._read(begins, ends)
+        if len(firsts) < len(rows):  # several in one stretch, of which some were read over
+            shifts = np.cumsum(ends - begins) - ends
+            read = read[rows + np.repeat(shifts, np.diff(np.append(firsts, len(rows))))]
+        return as_tensor(read, self.name)
 
-    def _near(self, rows: np.ndarray) -> Tensor:
-        first = int(rows[0])
-        found = self.between(first, int(rows[-1]) + 1)
-        if len(found) == len(rows):
-            return found
-        return found.index_select(0, torch.from_numpy(rows - first))
+    def _read(self, begins: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        """The rows of several stretches, one behind the other."""
+        if self.file is not None:
+            read = np.frombuffer(self.file.read(begins, ends), self.row.dtype)
+            return read.reshape(-1, *self.row.shape[1:])
+        pairs = zip(begins.tolist(), ends.tolist(), strict=True)
+        read = np.concatenate([np.asarray(self.slice(self.source, *pair)) for pair in pairs])
+        wanted = int((ends - begins).sum())
+        if len(read) != wanted:
+            raise ValueError(
+                explain(
+                    f"{self.name} gives another number of rows than was asked for",
+                    got=f"{len(read)} rows between {begins[0]} and {ends[-1]}",
+                    wanted=f"{wanted}",
+                    fix="read(source, begin, end) gives source's rows begin, ..., end - 1",
+                    entry="larger-than-memory",
+                )
+            )
+        return read
 
-    def _let_go(self) -> None:
-        """Unmaps what was read: it stays in the system's cache, and is not counted as ours."""
-        if self.may_let_go and hasattr(mmap, "MADV_DONTNEED"):
-            self.mapped.madvise(mmap.MADV_DONTNEED)
+
+class _File:
+    """The file behind a memory map, read by its descriptor.
+
+    A page that is touched through the mapping is mapped with all around it, up to megabytes, and
+    counts as ours; what is read by the descriptor is copied from the same cache and does not.
+    """
+
+    def __init__(self, path: str, offset: int, row_bytes: int) -> None:
+        self.descriptor, self.offset, self.row_bytes = os.open(path, FLAGS), offset, row_bytes
+        weakref.finalize(self, os.close, self.descriptor)
+
+    @classmethod
+    def behind(cls, a: Any) -> _File | None:
+        """That of an array of whole rows; None if there is none, or the mapping is not the file.
+
+        What was written to a copy-on-write mapping is nowhere else, and a file may have been
+        replaced since: the first row and the last are compared.
+        """
+        root = mapped = a
+        while isinstance(root, np.ndarray) and not isinstance(root, mmap.mmap):
+            mapped, root = root, root.base
+        shared = isinstance(mapped, np.memmap) and mapped.mode in ("r", "r+", "w+")
+        if not (shared and mapped.filename and hasattr(os, "pread")):
+            return None
+        if not (a.flags.c_contiguous and a.size):
+            return None
+        offset = mapped.offset + a.ctypes.data - mapped.ctypes.data
+        try:
+            file = cls(str(mapped.filename), offset, a[0].nbytes)
+            for i in (0, len(a) - 1):
+                if file.read(np.array([i]), np.array([i + 1])) != a[i].tobytes():
+                    return None
+        except OSError:
+            return None
+        return file
+
+    def read(self, begins: np.ndarray, ends: np.ndarray) -> bytes:
+        """The bytes of some stretches of rows."""
+        sizes = ((ends - begins) * self.row_bytes).tolist()
+        places = (begins * self.row_bytes + self.offset).tolist()
+        parts = list(map(os.pread, repeat(self.descriptor), sizes, places))
+        if sum(map(len, parts)) < sum(sizes):
+            parts = [self._rest(*each) for each in zip(parts, sizes, places, strict=True)]
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _rest(self, part: bytes, size: int, place: int) -> bytes:
+        """The whole part: one call gives two gigabytes at most."""
+        while len(part) < size:
+            more = os.pread(self.descriptor, size - len(part), place + len(part))
+            if not more:
+                row = (place + len(part) - self.offset) // self.row_bytes
+                raise OSError(f"the file ends before row {row}")
+            part += more
+        return part
+
+
+FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
 
 
 def stays_away(a: Any) -> bool:
     """Whether an array is to be read a chunk at a time: a memory map, h5py's, zarr's, `Rows`."""
     if isinstance(a, np.ndarray):
-        return _mapping(a)[0] is not None
+        base: Any = a
+        while isinstance(base, np.ndarray):
+            base = base.base
+        return isinstance(base, mmap.mmap)
     return isinstance(a, Rows) or (hasattr(a, "chunks") and hasattr(a, "shape"))
-
-
-def _mapping(a: Any) -> tuple[Any, bool]:
-    """The mapping behind an array, and whether it may be unmapped in between.
-
-    One that is shared with its file may; what was written to a copy-on-write one is nowhere else.
-    """
-    shared = False
-    while isinstance(a, np.ndarray):
-        shared = shared or getattr(a, "mode", None) in ("r", "r+", "w+")
-        a = a.base
-    return (a, shared) if isinstance(a, mmap.mmap) else (None, False)
 
 
 def _sliced(source: Any, begin: int, end: int) -> Any:
     return source[begin:end]
-
-
-def _parts(rows: np.ndarray) -> list[np.ndarray]:
-    """Rising row numbers, in pieces of those that are close together."""
-    return np.split(rows, np.flatnonzero(np.diff(rows) > NEARBY) + 1)
 
 
 # ---- orders ------------------------------------------------------------------------------
@@ -257,18 +300,33 @@ class Blocks:
 # ---- reading ahead -----------------------------------------------------------------------
 
 
-def ahead(read: Callable[[Any], Any], asked: Iterator[Any]) -> Iterator[Any]:
-    """`map(read, asked)`, each read by a thread while the one before is used.
+def ahead(read: Callable[[Any], Any], asked: Iterable[Any]) -> Iterator[Any]:
+    """`map(read, asked)`; where that waits for a disk, each is read while the one before is used.
+
+    What lies in the system's cache is read at once: it takes a processor, which torch has in use
+    anyhow, and a thread that asks for the interpreter row by row costs the loop more than it saves.
 
     Examples:
         >>> list(ahead(abs, iter([-1, 2, -3])))
         [1, 2, 3]
     """
+
+    def timed(each: Any) -> tuple[Any, bool]:
+        wall, busy = time.perf_counter(), time.thread_time()
+        found = read(each)
+        wall, busy = time.perf_counter() - wall, time.thread_time() - busy
+        return found, wall - busy > WAITING * wall
+
     with ThreadPoolExecutor(1, "minifast-reader") as pool:
-        coming = None
+        coming, waits = None, False
         for each in asked:
-            now, coming = coming, pool.submit(read, each)
+            now = coming
+            coming = pool.submit(timed, each) if waits else None
             if now is not None:
-                yield now.result()
+                found, waits = now.result()
+                yield found
+            if coming is None:
+                found, waits = timed(each)
+                yield found
         if coming is not None:
-            yield coming.result()
+            yield coming.result()[0]

@@ -33,7 +33,7 @@ from minifast.rows import Blocks, Keyed, Rows, shuffled
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many chunks of few rows, so that their borders are in the way."""
     monkeypatch.setattr(minifast.dataloader, "CHUNK_BYTES", 500)
-    monkeypatch.setattr(minifast.rows, "MAPPED_ROWS", 7)
+    monkeypatch.setattr(minifast.rows, "NEARBY", 50)
 
 
 def mapped(folder: Path, a: np.ndarray, name: str = "x", mode: Any = "r") -> Any:
@@ -193,11 +193,11 @@ def test_h5py_zarr_and_arrow(tmp_path: Path) -> None:
 # ---- memory, threads, errors -----------------------------------------------------------------
 
 
-def test_nothing_is_copied_and_pages_are_let_go(tmp_path: Path) -> None:
+def test_nothing_is_copied_and_the_file_is_read(tmp_path: Path) -> None:
     x = mapped(tmp_path, np.arange(400, dtype=np.float64).reshape(100, 4))
     loader = ArrayLoader(x, bs=8)
     rows = loader.arrays[0]
-    assert rows.source is x and rows.may_let_go
+    assert rows.source is x and rows.file is not None
     (batch,) = next(iter(loader))
     batch.zero_()
     assert x[0, 1] == 1
@@ -207,7 +207,7 @@ def test_what_was_written_to_a_private_mapping_is_kept(tmp_path: Path) -> None:
     x = mapped(tmp_path, np.zeros((50, 4), np.float32), mode="c")
     x[10] = 5
     loader = ArrayLoader(x, bs=8, shuffle=True)
-    assert not loader.arrays[0].may_let_go
+    assert loader.arrays[0].file is None
     for _ in range(2):
         assert sum(float(b.sum()) for (b,) in loader) == 20
 
@@ -218,22 +218,68 @@ def test_what_only_was_a_memory_map_is_in_memory(tmp_path: Path) -> None:
     assert ArrayLoader(x[5:20]).away and ArrayLoader(x.reshape(25, 2, 4)).away
 
 
+def test_parts_of_a_map_are_found_in_its_file(tmp_path: Path) -> None:
+    a = np.arange(600, dtype=">i4").reshape(100, 2, 3)
+    x = mapped(tmp_path, a)
+    places = torch.tensor([3, 7, 8, 1, 1, 40])
+    for part, ours in (
+        (x[20:80], True), (x.reshape(200, 3), True), (x[10:][5:60], True),
+        (x[::2], False), (x[:, :1], False), (x.T, False), (np.asarray(x[20:80]), True),
+    ):  # fmt: skip
+        rows = Rows(part)
+        assert (rows.file is not None) == ours
+        if len(part) > 40:
+            wanted = torch.from_numpy(np.array(part).astype(np.int32))[places]
+            assert torch.equal(rows.index_select(0, places), wanted)
+        assert rows[-1].tolist() == part[-1].tolist()
+
+
+def test_a_file_that_was_replaced_is_not_read_for_the_mapped_one(tmp_path: Path) -> None:
+    x = mapped(tmp_path, np.zeros((50, 4), np.float32))
+    other = tmp_path / "other.npy"
+    np.save(other, np.ones((50, 4), np.float32))
+    other.replace(tmp_path / "x.npy")
+    rows = Rows(x)
+    assert rows.file is None and rows[7].sum() == 0
+    (tmp_path / "x.npy").unlink()
+    assert Rows(x).file is None
+
+
+def test_a_file_that_is_cut_short_is_an_error(tmp_path: Path) -> None:
+    x = mapped(tmp_path, np.zeros((5000, 4), np.float32))
+    loader = ArrayLoader(x, bs=8)
+    with (tmp_path / "x.npy").open("r+b") as file:
+        file.truncate(8000)
+    with pytest.raises(OSError, match="ends before row"):
+        list(loader)
+
+
 def readers() -> int:
     return sum(thread.name.startswith("minifast-reader") for thread in threading.enumerate())
 
 
-def test_no_thread_stays_behind(tmp_path: Path) -> None:
+def test_no_thread_stays_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loader = ArrayLoader(mapped(tmp_path, np.zeros((5000, 4))), bs=8)
-    list(loader)
-    assert readers() == 0
     batches = iter(loader)
-    next(batches)
+    list(batches)
+    assert readers() == 0  # it is in the cache
+    monkeypatch.setattr(minifast.rows, "WAITING", -1)
+    rows = torch.cat([x for (x,) in loader])
+    assert torch.equal(rows, torch.zeros(5000, 4)) and readers() == 0
+    batches = iter(loader)
+    for _ in range(12):
+        next(batches)
     assert readers() == 1
     del batches
     assert readers() == 0
 
 
-def test_an_error_of_the_source_reaches_the_loop() -> None:
+@pytest.mark.parametrize("waiting", [-1, 0.25])
+def test_an_error_of_the_source_reaches_the_loop(
+    waiting: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(minifast.rows, "WAITING", waiting)
+
     class Broken(Table):
         def __getitem__(self, part: slice) -> Any:
             if part.start and part.start > 60:
@@ -248,8 +294,9 @@ def test_an_error_of_the_source_reaches_the_loop() -> None:
 
 
 def test_a_source_that_gives_other_rows_is_told() -> None:
+    rows = Rows(Table(np.zeros((100, 2))), lambda source, begin, end: source[begin : end + 1])
     with pytest.raises(ValueError, match="another number of rows"):
-        Rows(Table(np.zeros((100, 2))), lambda source, begin, end: source[begin : end + 1])
+        rows.between(0, 2)
     with pytest.raises(ValueError, match=r"shuffle.*ways"):
         ArrayLoader(np.zeros(3), shuffle="rows")
 
