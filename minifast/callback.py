@@ -87,6 +87,10 @@ class Run:
     """The criterion's losses of this fit, smoothed as `trn_loss` shows them."""
     stopped: str | None = None
     """Why training stops, once somebody asked for it."""
+    team: Any = field(default=None, repr=False)
+    """The processes of `torchrun`, a `minifast.team.Team`; None where there is one process."""
+    asked: tuple[str, bool] | None = None
+    """The stop that this process of several asked for, until all agree."""
     paused: bool = False
     """Whether it stops for now only: resumed, it goes on."""
     ends_whole: bool = False
@@ -116,6 +120,8 @@ class Run:
         """How many batches an epoch has; None if the loader does not know."""
         loader = self.data.trn_dl
         sizes = [len(loader)] if hasattr(loader, "__len__") else []
+        if self.team is not None:
+            sizes = [self.team.batches(loader, n) for n in sizes]
         if self.max_batches is not None:
             sizes.append(self.max_batches)
         return min(sizes, default=None)
@@ -126,13 +132,22 @@ class Run:
         A request, not an exit: every other listener still sees the event, and a batch under way
         is finished. Once asked for it stands, and the first reason is kept.
         """
-        if self.stopped is None:
-            self.stopped = reason
+        self._ask(reason, False)
 
     def pause(self, reason: str) -> None:
         """Asks for training to stop for now: a run that is resumed from a checkpoint goes on."""
-        self.paused = self.paused or self.stopped is None
-        self.stop(reason)
+        self._ask(reason, True)
+
+    def _ask(self, reason: str, for_now: bool) -> None:
+        if self.team is not None:
+            self.asked = self.asked or (reason, for_now)
+        elif self.stopped is None:
+            self.stopped, self.paused = reason, for_now
+
+    @property
+    def rank(self) -> int:
+        """The number of this process of several, from 0; 0 writes and prints."""
+        return 0 if self.team is None else int(self.team.rank)
 
     def after(self, action: Callable[[Run], object]) -> None:
         """Has `action(run)` called once every listener has heard the event that is being fired."""
@@ -169,6 +184,8 @@ class Callback:
 
     changes_training: ClassVar[bool] = False
     """Whether the weights end otherwise with it than without it."""
+    first_process_only: ClassVar[bool] = False
+    """Whether, of several processes, only the first hears it: for what is printed and written."""
     must_precede: ClassVar[tuple[str, ...]] = ()
     """Names of classes that make no sense before this one in the list; `fit` refuses that order."""
 

@@ -66,13 +66,18 @@ def state_of(run: Run) -> dict[str, Any]:
     rows = list(run.history)
     if ended and not (rows and rows[-1]["epoch"] == run.epoch):
         rows.append(run.values)
+    if run.team is not None and run.team.shards(run.net):
+        net, opt = run.team.whole_state(run.net, run.opt)
+    else:
+        net, opt = run.net.state_dict(), run.opt.state_dict()
     state = {
         "format": FORMAT,
+        "processes": _processes(run),
         "epoch": run.epoch + ended,
         "batch": 0 if ended else run.step - run.epoch_start,
         "step": run.step,
-        "net": run.net.state_dict(),
-        "opt": run.opt.state_dict(),
+        "net": net,
+        "opt": opt,
         "grads": _waiting_gradients(run),
         "stepper": [type(run.stepper).__name__, _stepper_state(run)],
         "callbacks": [
@@ -86,6 +91,10 @@ def state_of(run: Run) -> dict[str, Any]:
         "random": _listed(random_state(run.data.trn_dl)),
     }
     return dict(as_data(state, "state"))
+
+
+def _processes(run: Run) -> int:
+    return 1 if run.team is None else int(run.team.size)
 
 
 def _stepper_state(run: Run) -> Any:
@@ -122,11 +131,14 @@ def restore(run: Run, resume: dict[str, Any] | str | Path) -> None:
     if isinstance(resume, dict):
         state, origin = copy.deepcopy(resume), "the state"
     else:
-        path = Path(resume)
-        writes = [Path(c.path) for c in run.callbacks if hasattr(c, "path")]
-        if path in writes and not path.exists() and not older(path, 1).exists():
+        found = (
+            _read(run, Path(resume))
+            if run.team is None
+            else run.team.from_first(lambda: _read(run, Path(resume)))
+        )
+        if found is None:
             return
-        state, origin = read_state(path), str(path)
+        state, origin = found, str(resume)
     if state.get("format") != FORMAT or not set(state) >= KEYS:
         raise _differs(origin, ["it is no checkpoint of a run, or one of another minifast"])
     differs = _differences(run, state)
@@ -135,11 +147,22 @@ def restore(run: Run, resume: dict[str, Any] | str | Path) -> None:
     _put(run, state, origin)
 
 
+def _read(run: Run, path: Path) -> dict[str, Any] | None:
+    """The state in the file; None if the run is to begin, and to write there."""
+    writes = [Path(c.path) for c in run.callbacks if hasattr(c, "path")]
+    if path in writes and not path.exists() and not older(path, 1).exists():
+        return None
+    return read_state(path)
+
+
 def _put(run: Run, state: dict[str, Any], origin: str) -> None:
     run.epoch, run.step = state["epoch"], state["step"]
     run.epoch_start = run.step - state["batch"]
-    put_weights(run.net, state["net"], origin)
-    run.opt.load_state_dict(state["opt"])
+    if run.team is not None and run.team.shards(run.net):
+        run.team.put_whole_state(run.net, run.opt, state["net"], state["opt"])
+    else:
+        put_weights(run.net, state["net"], origin)
+        run.opt.load_state_dict(state["opt"])
     for name, p in run.net.named_parameters():
         grad = state["grads"].get(name)
         p.grad = None if grad is None else grad.to(p.device)
@@ -165,10 +188,12 @@ def _differences(run: Run, state: dict[str, Any]) -> list[str]:
     )
     if ours != theirs:
         found.append(f"opt has groups of {theirs} parameters, here {ours}")
-    pairs = [
+    pairs: list[tuple[str, Any, Any]] = [
         ("stepper", state["stepper"][0], type(run.stepper).__name__),
-        *((name, state["given"].get(name), now) for name, now in run.given.items()),
     ]
+    # Between two epochs more or fewer processes may go on, with other batches.
+    if state["batch"] or state.get("processes", 1) == _processes(run):
+        pairs += [(name, state["given"].get(name), now) for name, now in run.given.items()]
     found += [f"{name}: {then}, here {now}" for name, then, now in pairs if then != now]
     return found + _other_callbacks(run.callbacks, state["callbacks"])
 
@@ -209,6 +234,8 @@ def drawn_again(run: Run, batches: int) -> Iterator[Any]:
     now = random_state(run.data.trn_dl)
     set_random_state(run.order, run.data.trn_dl)
     rest: Any = iter(run.data.trn_dl)
+    if run.team is not None:
+        batches = run.team.skipped(run.data.trn_dl, batches)
     if hasattr(rest, "skip"):
         rest.skip(batches)
     else:

@@ -74,17 +74,24 @@ class ArrayLoader:
         self.n_rows = len(self.arrays[0])
         self.take = taker(self.arrays, tfm)
         self.joins_lone_row = False
+        self.part = (0, 1)  # which of how many processes, under torchrun
         self._writable = not any(
             isinstance(a, np.ndarray) and not a.flags.writeable for a in arrays
         )
 
     def __len__(self) -> int:
-        return -(-self.n_rows // self.bs) - self.joined
+        return -(-self.n_rows // self.together) - self.joined
+
+    @property
+    def together(self) -> int:
+        """Rows in a batch of all processes: `bs` for each."""
+        return self.bs * self.part[1]
 
     @property
     def ends_in_lone_row(self) -> bool:
-        """Whether the last batch would have a single row, and others more."""
-        return 1 < self.bs < self.n_rows and self.n_rows % self.bs == 1
+        """Whether the last batch would have a single row (for one of the processes)."""
+        bs, fewest = self.together, 2 * self.part[1] - 1
+        return self.bs > 1 and bs < self.n_rows and 0 < self.n_rows % bs <= fewest
 
     @property
     def joined(self) -> bool:
@@ -95,12 +102,22 @@ class ArrayLoader:
         if self.away or self.shuffle == "blocks":
             block = self._chunk_rows() if self.shuffle == "blocks" else 0
             order = shuffled(self.n_rows, self.generator, block) if self.shuffle else in_order
-            return ChunkedBatches(self, order, self.bs, self.joined)
+            return ChunkedBatches(self, order, self.together, self.joined)
         if self.shuffle:
             rows = torch.randperm(self.n_rows, generator=self.generator)
         else:
             rows = torch.arange(self.n_rows)
-        return Batches(self, rows, self.bs, self.joined)
+        return Batches(self, rows, self.together, self.joined)
+
+    def batch_rows(self, first: int = 0) -> list[int]:
+        """How many rows each batch has, of all processes together, without the first so many.
+
+        Examples:
+            >>> ArrayLoader(range(10), bs=4).batch_rows()
+            [4, 4, 2]
+        """
+        n, bs = len(self), self.together
+        return [self.n_rows - i * bs if i == n - 1 else bs for i in range(first, n)]
 
     def _chunk_rows(self, bs: int = 1) -> int:
         """How many rows are read at a time: whole batches, one at least."""
@@ -155,6 +172,17 @@ def taker(arrays: list[Any], tfm: Callable[..., Any] | None) -> Callable[[Tensor
     return lambda rows: tuple([each(rows) for each in gather])
 
 
+def part_of(rows: Tensor, part: tuple[int, int]) -> Tensor:
+    """The rows of a batch that one of several processes takes: at least one, to step with.
+
+    Examples:
+        >>> part_of(torch.tensor([5, 6, 7]), (1, 2)), part_of(torch.tensor([5]), (1, 2))
+        (tensor([7]), tensor([5]))
+    """
+    mine = rows.tensor_split(part[1])[part[0]]
+    return mine if len(mine) else rows[:1]
+
+
 class Batches:
     """One pass over an `ArrayLoader`: an iterator with a length."""
 
@@ -163,7 +191,9 @@ class Batches:
     def __init__(self, loader: ArrayLoader, rows: Tensor, bs: int, joined: bool = False) -> None:
         parts = rows.to(loader.arrays[0].device).split(bs)
         if joined:
-            parts = (*parts[:-2], rows[-bs - 1 :].to(parts[0].device))
+            parts = (*parts[:-2], torch.cat(parts[-2:]))
+        if loader.part[1] > 1:
+            parts = tuple([part_of(each, loader.part) for each in parts])
         self._length = len(parts)
         self._batches = map(loader.take, parts)
 
@@ -187,7 +217,7 @@ class ChunkedBatches:
     def __init__(self, loader: ArrayLoader, order: Order, bs: int, joined: bool = False) -> None:
         self._length = -(-loader.n_rows // bs) - joined
         # Without `self`: a generator that held it would be freed late, and its thread with it.
-        self._from = partial(_chunked, loader, order, bs, self._length)
+        self._from = partial(_chunked, loader, order, bs, self._length, loader.part)
         self._batches = self._from(0)
 
     def __len__(self) -> int:
@@ -206,7 +236,7 @@ class ChunkedBatches:
 
 
 def _chunked(
-    loader: ArrayLoader, order: Order, bs: int, length: int, skipped: int
+    loader: ArrayLoader, order: Order, bs: int, length: int, part: tuple[int, int], skipped: int
 ) -> Iterator[Batch]:
     """The batches behind those skipped; a chunk in memory is taken apart like any arrays."""
     step = loader._chunk_rows(bs) // bs
@@ -215,20 +245,21 @@ def _chunked(
         """The rows of some batches in the order of the file, and where each batch's are."""
         last = min(first + step, length)
         begin, end = first * bs, loader.n_rows if last == length else last * bs
-        if order is in_order:
+        if order is in_order and part[1] == 1:
             places = torch.arange(end - begin)
             arrays = [
                 a.between(begin, end) if isinstance(a, Rows) else a[begin:end]
                 for a in loader.arrays
             ]
-        else:
-            rows, ranks = order(begin, end).sort()
-            places = ranks.argsort()
-            arrays = [
-                a.ascending(rows.numpy()) if isinstance(a, Rows) else a.index_select(0, rows)
-                for a in loader.arrays
-            ]
-        return arrays, places.tensor_split([i * bs for i in range(1, last - first)])
+            return arrays, places.tensor_split([i * bs for i in range(1, last - first)])
+        batches = order(begin, end).tensor_split([i * bs for i in range(1, last - first)])
+        mine = [part_of(batch, part) for batch in batches]
+        rows, ranks = torch.cat(mine).sort()
+        arrays = [
+            a.ascending(rows.numpy()) if isinstance(a, Rows) else a.index_select(0, rows)
+            for a in loader.arrays
+        ]
+        return arrays, ranks.argsort().split([len(batch) for batch in mine])
 
     for arrays, places in ahead(read, range(skipped, length, step)):
         yield from map(taker(arrays, loader.tfm), places)

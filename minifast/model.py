@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from . import checks, look
 from .callback import Callback, Events, Run
-from .checkpoint import drawn_again, random_state, restore, size_of
+from .checkpoint import drawn_again, random_state, restore
 from .core import T, V, device_of, modes_kept, set_lrs, to_np
 from .dataset import ModelData
 from .history import History
@@ -23,6 +23,7 @@ from .mistakes import NOT_YET, explain_failure
 from .prediction import forward, iter_predict, predict, predict_with_targs, rows_in_order
 from .progress import Progress
 from .stepper import Stepper, split_batch
+from .team import heard, join, together
 
 __all__ = [
     "T",
@@ -103,9 +104,15 @@ def fit(
     run = _checked_run(
         net, data, epochs, crit, opt, metrics, callbacks, n_epochs, stepper, steps, checks
     )
-    events = Events([*run.callbacks, Progress()] if progress else run.callbacks)
+    events = Events(heard(run, [*run.callbacks, Progress()] if progress else run.callbacks))
     try:
-        with interrupts(run), modes_kept(net), lone_row_joined(run), events.training(run):
+        with (
+            together(run, stepper) as stepper,
+            interrupts(run),
+            modes_kept(net),
+            lone_row_joined(run),
+            events.training(run),
+        ):
             if resume is not None:
                 restore(run, resume)
             for epoch in range(run.epoch, run.epochs):
@@ -152,6 +159,8 @@ def _train_epoch(run: Run, stepper: Stepper, events: Events) -> None:
         run.x = run.y = run.preds = run.loss = None
         if run.stopped:
             break
+    if run.team is not None:
+        run.team.same_buffers(run.net)
 
 
 def _begun(run: Run, events: Events) -> tuple[Iterator[Any], Iterator[int]]:
@@ -162,8 +171,12 @@ def _begun(run: Run, events: Events) -> tuple[Iterator[Any], Iterator[int]]:
         events.on_epoch_begin(run)
         if run.stopped:
             return iter(()), count()
+        if run.team is not None:
+            run.team.same_random(run.data.trn_dl)
         run.order = random_state(run.data.trn_dl)
     batches = drawn_again(run, done) if done else iter(run.data.trn_dl)
+    if run.team is not None:
+        batches = run.team.training_parts(run.data.trn_dl, batches, done)
     if run.max_batches is not None:
         batches = islice(batches, run.max_batches - done)
     return look.first_batch(run, batches), count(done)
@@ -210,20 +223,24 @@ def _evaluate(
     stepper: Stepper,
 ) -> dict[str, float]:
     """One pass over the loader with the net as it is, which is in eval mode."""
-    device = device_of(net)
+    device, team = device_of(net), join()
     meters = [RowMean(crit), *map(meter, metrics)]
-    for batch in rows_in_order(dl):
+    for batch in rows_in_order(dl, team):
         x, y = split_batch(batch, device)
         preds = forward(stepper, net, x)
         try:
             for each in meters:
-                each.update(preds, y)
+                if team is None:
+                    each.update(preds, y)
+                else:
+                    team.update(each, preds, y)
         except Exception as error:
             if each is meters[0]:  # the loss; a metric's own errors are its author's
                 explain_failure(error, net, crit, x, y, preds, NOT_YET)
             raise
     names = ["val_loss", *metric_names(metrics)]
-    return {name: float(each.compute()) for name, each in zip(names, meters, strict=True)}
+    values = [each.compute() if team is None else team.computed(each) for each in meters]
+    return dict(zip(names, map(float, values), strict=True))
 
 
 def _checked_run(
@@ -243,7 +260,7 @@ def _checked_run(
     checks.check_net(net)
     checks.check_data(data)
     checks.check_crit_and_opt(net, crit, opt)
-    run = Run(
+    return Run(
         net=net,
         data=data,
         opt=opt,
@@ -254,6 +271,5 @@ def _checked_run(
         stepper=checks.check_stepper(stepper),
         max_batches=checks.check_steps(steps),
         checks=checks.check_checks(how),
+        team=join(),
     )
-    run.given = size_of(run)
-    return run

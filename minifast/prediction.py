@@ -18,6 +18,7 @@ from .dataloader import ArrayLoader
 from .files import whole_file
 from .mistakes import NOT_YET, explain_failure
 from .stepper import Stepper, split_batch
+from .team import Team, join
 
 __all__ = ["iter_predict", "predict", "predict_with_targs"]
 
@@ -116,8 +117,8 @@ def _predictions(net: nn.Module, dl: Any) -> Iterator[tuple[np.ndarray, Any]]:
 
 
 def _computed(net: nn.Module, dl: Any) -> Iterator[tuple[np.ndarray, Any]]:
-    device, stepper = device_of(net), Stepper()
-    for batch in rows_in_order(dl):
+    device, stepper, team = device_of(net), Stepper(), join()
+    for batch in rows_in_order(dl, team):
         if isinstance(batch, Tensor):
             batch = [batch]
         if len(batch) == 1:  # an input without its target
@@ -125,8 +126,10 @@ def _computed(net: nn.Module, dl: Any) -> Iterator[tuple[np.ndarray, Any]]:
         x, y = split_batch(batch, device)
         with modes_kept(net), torch.no_grad():
             net.eval()
-            preds = to_np(forward(stepper, net, x))
-        yield preds, to_np(y)
+            preds = forward(stepper, net, x)
+        if team is not None:
+            preds, y = team.whole(preds), team.whole(y)
+        yield to_np(preds), to_np(y)
 
 
 def forward(stepper: Stepper, net: nn.Module, x: Any) -> Any:
@@ -138,12 +141,13 @@ def forward(stepper: Stepper, net: nn.Module, x: Any) -> Any:
         raise
 
 
-def rows_in_order(dl: Any) -> Iterable[Any]:
+def rows_in_order(dl: Any, team: Team | None) -> Iterable[Any]:
     """The batches to evaluate: of arrays many rows at once, as no gradients fill the memory."""
     if not isinstance(dl, ArrayLoader):
-        return cast(Iterable[Any], dl)
+        return cast(Iterable[Any], dl) if team is None else team.in_order(dl, 0)
     row_bytes = sum(math.prod(a.shape[1:]) for a in dl.arrays) * 4
-    return dl.read(max(dl.bs, min(EVALUATION_ROWS, EVALUATION_BYTES // max(row_bytes, 1))))
+    bs = max(dl.bs, min(EVALUATION_ROWS, EVALUATION_BYTES // max(row_bytes, 1)))
+    return dl.read(bs) if team is None else team.in_order(dl, bs * team.size)
 
 
 def _rows_of(dl: Any) -> int:

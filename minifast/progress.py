@@ -22,6 +22,7 @@ class Progress(Callback):
     loss read.
     """
 
+    first_process_only = True
     INTERVAL = 0.1  # seconds between two drawings
     bar: Any = None
 

@@ -86,6 +86,8 @@ class Checkpoint(Callback):
         place = run.step, run.values.get("epoch")
         whole = math.isfinite(run.running_loss.last) or run.running_loss.count == 0
         if whole and place != self.written:
-            write_state(self.path, state_of(run), self.keep)
+            state = state_of(run)
+            if run.rank == 0:
+                write_state(self.path, state, self.keep)
             self.written = place
         self.next_time = self.clock() + self.seconds

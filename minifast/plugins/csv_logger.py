@@ -25,6 +25,8 @@ class CSVLogger(Callback):
         epoch,trn_loss,val_loss,accuracy
     """
 
+    first_process_only = True
+
     def __init__(self, path: str | Path) -> None:
         self.path = path
 

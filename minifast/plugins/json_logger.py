@@ -27,6 +27,8 @@ class JSONLogger(Callback):
         [0, 1]
     """
 
+    first_process_only = True
+
     def __init__(self, path: str | Path) -> None:
         self.path = path
         self._file: IO[str] | None = None

@@ -28,6 +28,8 @@ class LivePlot(Callback):
         >>> figure = live.plot()
     """
 
+    first_process_only = True
+
     def __init__(self, seconds: float = 2.0) -> None:
         self.seconds = positive("seconds", seconds, fix="LivePlot(seconds=2)", entry="times")
         self.running: list[tuple[int, float]] = []  # (step, running loss)

@@ -38,6 +38,8 @@ class MLflow(Callback):
         32
     """
 
+    first_process_only = True
+
     def __init__(
         self,
         uri: str | Path | None = None,

@@ -29,6 +29,8 @@ class Profile(Callback):
         True
     """
 
+    first_process_only = True
+
     def __init__(self, path: str | Path | None = None, skip: int = 3, batches: int = 5) -> None:
         self.path, self.skip, self.batches = path, skip, batches
         self.table = ""

@@ -29,6 +29,8 @@ class TensorBoard(Callback):
         ['events']
     """
 
+    first_process_only = True
+
     def __init__(self, path: str | Path, every: int = 50) -> None:
         self.path, self.every = path, every
         self._writer: Any = None
