@@ -9,8 +9,39 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .callback import Callback
+from .callback import Callback, Run
 from .core import explain, whole_number
+
+
+def checked_run(
+    net: Any,
+    data: Any,
+    epochs: Any,
+    crit: Any,
+    opt: Any,
+    metrics: Any,
+    callbacks: Any,
+    n_epochs: Any,
+    stepper: Any,
+    steps: Any,
+    how: Any,
+) -> Run:
+    """The record of a fit whose arguments are what they should be."""
+    check_net(net)
+    check_data(data)
+    check_crit_and_opt(net, crit, opt)
+    return Run(
+        net=net,
+        data=data,
+        opt=opt,
+        crit=crit,
+        metrics=check_list("metrics", metrics, "functions (preds, targs) -> number"),
+        epochs=check_epochs(epochs, n_epochs),
+        callbacks=check_callbacks(callbacks),
+        stepper=check_stepper(stepper),
+        max_batches=check_steps(steps),
+        checks=check_checks(how),
+    )
 
 
 def check_net(net: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import checks, look
+from . import look
 from .callback import Callback, Events, Run
 from .checkpoint import drawn_again, random_state, restore
+from .checks import check_list, check_loader, check_net, checked_run
 from .core import T, V, device_of, modes_kept, set_lrs, to_np
 from .dataset import ModelData
 from .history import History
@@ -101,42 +103,44 @@ def fit(
         True
     """
     stepper = stepper or Stepper()
-    run = _checked_run(
+    run = checked_run(
         net, data, epochs, crit, opt, metrics, callbacks, n_epochs, stepper, steps, checks
     )
+    run.team = join()
     events = Events(heard(run, [*run.callbacks, Progress()] if progress else run.callbacks))
+    with together(run, stepper) as stepper, _undone_afterwards(run, events):
+        if resume is not None:
+            restore(run, resume)
+        for epoch in range(run.epoch, run.epochs):
+            if run.stopped:
+                break
+            if epoch > run.epoch:  # a resumed one may be half done
+                run.epoch, run.epoch_start = epoch, run.step
+            _train_epoch(run, stepper, events)
+            if run.stopped:
+                break
+            run.values = {"epoch": run.epoch, "trn_loss": run.running_loss.value()}
+            if run.data.val_dl is not None:
+                net.eval()
+                events.on_validate_begin(run)
+                run.values |= _evaluate(net, run.data.val_dl, run.crit, run.metrics, stepper)
+                events.on_validate_end(run)
+            events.on_epoch_end(run)
+            run.history.append(run.values)
+    return run.history
+
+
+@contextmanager
+def _undone_afterwards(run: Run, events: Events) -> Iterator[None]:
+    """What training sets up and takes back, however it ends; no end loses the history."""
     try:
-        with (
-            together(run, stepper) as stepper,
-            interrupts(run),
-            modes_kept(net),
-            lone_row_joined(run),
-            events.training(run),
-        ):
-            if resume is not None:
-                restore(run, resume)
-            for epoch in range(run.epoch, run.epochs):
-                if run.stopped:
-                    break
-                if epoch > run.epoch:  # a resumed one may be half done
-                    run.epoch, run.epoch_start = epoch, run.step
-                _train_epoch(run, stepper, events)
-                if run.stopped:
-                    break
-                run.values = {"epoch": run.epoch, "trn_loss": run.running_loss.value()}
-                if run.data.val_dl is not None:
-                    net.eval()
-                    events.on_validate_begin(run)
-                    run.values |= _evaluate(net, run.data.val_dl, run.crit, run.metrics, stepper)
-                    events.on_validate_end(run)
-                events.on_epoch_end(run)
-                run.history.append(run.values)
+        with interrupts(run), modes_kept(run.net), lone_row_joined(run), events.training(run):
+            yield
     except (KeyboardInterrupt, SystemExit, FloatingPointError) as error:
         error.history = run.history  # type: ignore[union-attr]
         raise
     finally:
         run.history.stopped = run.stopped
-    return run.history
 
 
 def _train_epoch(run: Run, stepper: Stepper, events: Events) -> None:
@@ -159,8 +163,6 @@ def _train_epoch(run: Run, stepper: Stepper, events: Events) -> None:
         run.x = run.y = run.preds = run.loss = None
         if run.stopped:
             break
-    if run.team is not None:
-        run.team.same_buffers(run.net)
 
 
 def _begun(run: Run, events: Events) -> tuple[Iterator[Any], Iterator[int]]:
@@ -206,9 +208,9 @@ def validate(
         >>> validate(nn.Identity(), dl, nn.MSELoss())
         {'val_loss': 1.0}
     """
-    checks.check_net(net)
-    checks.check_loader(dl)
-    metrics = checks.check_list("metrics", metrics, "functions (preds, targs) -> number")
+    check_net(net)
+    check_loader(dl)
+    metrics = check_list("metrics", metrics, "functions (preds, targs) -> number")
     with modes_kept(net):
         net.eval()
         return _evaluate(net, dl, crit, metrics, Stepper())
@@ -241,35 +243,3 @@ def _evaluate(
     names = ["val_loss", *metric_names(metrics)]
     values = [each.compute() if team is None else team.computed(each) for each in meters]
     return dict(zip(names, map(float, values), strict=True))
-
-
-def _checked_run(
-    net: Any,
-    data: Any,
-    epochs: Any,
-    crit: Any,
-    opt: Any,
-    metrics: Any,
-    callbacks: Any,
-    n_epochs: Any,
-    stepper: Any,
-    steps: Any,
-    how: Any,
-) -> Run:
-    """The record of a fit whose arguments are what they should be."""
-    checks.check_net(net)
-    checks.check_data(data)
-    checks.check_crit_and_opt(net, crit, opt)
-    return Run(
-        net=net,
-        data=data,
-        opt=opt,
-        crit=crit,
-        metrics=checks.check_list("metrics", metrics, "functions (preds, targs) -> number"),
-        epochs=checks.check_epochs(epochs, n_epochs),
-        callbacks=checks.check_callbacks(callbacks),
-        stepper=checks.check_stepper(stepper),
-        max_batches=checks.check_steps(steps),
-        checks=checks.check_checks(how),
-        team=join(),
-    )

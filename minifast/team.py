@@ -75,7 +75,7 @@ class Team:
         set_random_state(self.from_first(lambda: random_state(loader)), loader)
 
     def same_buffers(self, net: nn.Module) -> None:
-        """The first process's running averages, for all: each has seen other rows."""
+        """The first process's running averages, for all."""
         for buffer in net.buffers():
             self.dist.broadcast(buffer, 0)
 
@@ -226,7 +226,6 @@ class Team:
                 told = store.compare_set("minifast/error", "", mine).decode()
             except RuntimeError:  # the store went with the process that had it
                 raise error from None
-            gc.collect()  # what still refers to the group would keep its connections open
             _leave()
             rank, _, text = told.partition(":")
             if text == mine.partition(":")[2]:
@@ -268,7 +267,10 @@ class Weighing(Events):
 
 
 class Agree(Callback):
-    """Lets a stop that one process asked for be everybody's, at the same batch."""
+    """Lets a stop that one process asked for be everybody's, at the same batch.
+
+    Running averages are the first process's wherever a net is looked at: each has seen other rows.
+    """
 
     def __init__(self, team: Team) -> None:
         self.team = team
@@ -279,11 +281,16 @@ class Agree(Callback):
     def on_batch_end(self, run: Run) -> None:
         self._agree(run)
 
+    def on_validate_begin(self, run: Run) -> None:
+        self.team.same_buffers(run.net)
+
     def on_epoch_end(self, run: Run) -> None:
+        self.team.same_buffers(run.net)  # without validation it was not done yet
         self._agree(run)
 
     def _agree(self, run: Run) -> None:
         if self.team.total(run.asked is not None)[0]:
+            self.team.same_buffers(run.net)
             told = [asked for asked in self.team.gathered(run.asked) if asked is not None]
             run.stopped = run.stopped or told[0][0]
             run.paused = all(paused for _, paused in told)
@@ -417,5 +424,7 @@ def join() -> Team | None:
 def _leave() -> None:
     global _team
     _team = None
+    gc.collect()  # what still refers to the group would keep its connections and threads
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+    gc.collect()

@@ -22,7 +22,8 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__i
 # Protected: a name that goes is a break, a name that comes is a promise.
 PUBLIC = {
     "": "ArrayLoader Callback History ImageClassifierData ModelData Run Stepper T V accuracy fit "
-    "load_weights predict predict_with_targs save_weights set_lrs to_gpu to_np validate",
+    "iter_predict load_weights predict predict_with_targs save_weights set_lrs to_gpu to_np "
+    "validate",
     "callback": "Callback EVENTS Run who_listens",
     "checkpoint": "CheckpointError load_weights save_weights snapshot",
     "core": "T V set_lrs to_gpu to_np",
@@ -34,7 +35,7 @@ PUBLIC = {
     "io": "get_data gzip load_mnist load_mnist_sample",
     "metrics": "accuracy accuracy_multi accuracy_multi_np accuracy_np accuracy_thresh f1 f1_np "
     "fbeta fbeta_np precision precision_np recall recall_np whole_epoch",
-    "model": "T V fit predict predict_with_targs set_lrs to_np validate",
+    "model": "T V fit iter_predict predict predict_with_targs set_lrs to_np validate",
     "pictures": "plot_lines plot_points plots show to_html",
     "plots": "plot_activations plot_calibration plot_confusion_matrix plot_history plot_lr_find "
     "plot_predictions plot_schedule plot_top_losses plot_weights plots show",
@@ -42,11 +43,14 @@ PUBLIC = {
     "Fast Freeze GradAccumulation GradClip GradientStats JSONLogger LabelSmoothing LivePlot "
     "LossRecorder MLflow MixUp MixedPrecision OneCycle Plugin Profile SWA SaveBest Schedule "
     "TensorBoard TerminateOnNaN TimeLimit Warmup available class_weights load lr_find preview",
+    "prediction": "iter_predict predict predict_with_targs",
     "progress": "Progress",
     "report": "Report report",
+    "rows": "Rows",
     "stepper": "Stepper",
     "summary": "LayerSummary Summary model_summary",
     "storage": "CheckpointError load_weights save_weights",
+    "team": "Team join",
     "testing": "CHECKS check example_data example_fit example_net",
     "torch_imports": "DataLoader Dataset F TensorDataset Variable nn optim torch",
 }
@@ -104,12 +108,14 @@ LAYERS = [
     ["core"],
     ["summary"],
     ["pickle_as_data", "files", "pictures"],
+    ["rows"],
     ["history", "metrics", "dataloader", "storage", "mistakes"],
     ["dataset", "plots"],
     ["callback"],
     ["progress", "checkpoint", "interrupts"],
     ["stepper", "checks", "io"],
-    ["look", "lone_row"],
+    ["look", "lone_row", "team"],
+    ["prediction"],
     ["model"],
     ["testing", "report"],
     ["__init__"],

@@ -1,0 +1,93 @@
+"""What a step costs several processes: its parts, measured on this machine.
+
+    torchrun --nproc-per-node 2 -m benchmarks.scaling
+
+prints the time of the sums that all processes take part in, by their size, of what `fit` agrees
+upon at each step, and of whole steps. The page "Scaling" says what follows for more machines.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from torch import nn, optim
+
+from minifast import ArrayLoader, ModelData, fit
+from minifast.team import join
+
+ROUNDS = 7
+
+
+def each(what: Callable[[], object], times: int) -> float:
+    """The median over rounds of the microseconds that one call takes."""
+    found = []
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        for _ in range(times):
+            what()
+        found.append((time.perf_counter() - began) / times * 1e6)
+    return median(found)
+
+
+def step(net: nn.Module, rows: int, inputs: int) -> float:
+    """Microseconds of a step of `fit`, `rows` in a batch of this process."""
+    n = rows * 60 * (1 if TEAM is None else TEAM.size)
+    data = ModelData(".", ArrayLoader(torch.randn(n, inputs), torch.randint(10, (n,)), bs=rows))
+    opt = optim.SGD(net.parameters(), 0.01)
+    found = []
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        fit(net, data, 1, nn.CrossEntropyLoss(), opt, progress=False)
+        found.append((time.perf_counter() - began) / 60 * 1e6)
+    return median(found)
+
+
+def nets() -> dict[str, tuple[nn.Module, int]]:
+    """By name: a net, and its number of inputs."""
+    return {
+        "784-10": (nn.Linear(784, 10), 784),
+        "784-100-100-10": (
+            nn.Sequential(
+                nn.Linear(784, 100), nn.ReLU(), nn.Linear(100, 100), nn.ReLU(), nn.Linear(100, 10)
+            ),
+            784,
+        ),
+        "784-2048-2048-10": (
+            nn.Sequential(
+                nn.Linear(784, 2048), nn.ReLU(), nn.Linear(2048, 2048), nn.ReLU(),
+                nn.Linear(2048, 10),
+            ),
+            784,
+        ),
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Measures and prints."""
+    torch.set_num_threads(1)
+    lines = []
+    if TEAM is not None:
+        for size in (1, 1000, 100_000, 1_000_000, 5_000_000):
+            t = torch.zeros(size)
+            cost = each(lambda t=t: TEAM.dist.all_reduce(t), 200 if size < 10**5 else 10)  # type: ignore[misc]
+            lines.append(f"sum of {size:9,} floats {cost:10.0f} us")
+        agreeing = each(lambda: (TEAM.total(1.0), TEAM.total(0.0)), 200)
+        lines.append(f"agreed on at each step  {agreeing:10.0f} us")
+    processes = 1 if TEAM is None else TEAM.size
+    for name, (net, inputs) in nets().items():
+        parameters = sum(p.numel() for p in net.parameters())
+        for rows in (64, 1024):
+            cost = step(net, rows // processes, inputs)
+            what = f"{name} ({parameters:,} parameters), {rows} rows by {processes}"
+            lines.append(f"step of {what}: {cost:.0f} us")
+    if TEAM is None or TEAM.rank == 0:
+        print("\n".join(lines))
+
+
+TEAM = join()
+
+if __name__ == "__main__":
+    main()
