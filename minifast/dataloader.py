@@ -27,8 +27,8 @@ class ArrayLoader:
 
     In memory floats become float32 and whole numbers int64, once; uint8 arrays (images) stay as
     they are and are converted a batch at a time, to float32 without scaling. If one of the arrays
-    stays on a disk (a memory map, h5py's, zarr's, `minifast.rows.Rows`), so do all: some batches
-    at a time are read by a thread while those before them are used, and memory does not grow.
+    stays on a disk (a memory map, h5py's, zarr's, `minifast.rows.Rows`), so do all: the rows of
+    some batches are read at a time, by a thread if that waits, and memory does not grow.
 
     Args:
         *arrays: numpy arrays, tensors, lists or memory maps; the first axis counts the rows.
@@ -211,7 +211,7 @@ class Batches:
 class ChunkedBatches:
     """One pass over arrays of which some are read from elsewhere: an iterator with a length.
 
-    A thread reads the rows of some batches ahead, and ends with the pass or when it is dropped.
+    The thread that reads ahead, if there is one, ends with the pass or when this is dropped.
     """
 
     def __init__(self, loader: ArrayLoader, order: Order, bs: int, joined: bool = False) -> None:

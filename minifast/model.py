@@ -94,6 +94,7 @@ def fit(
         KeyboardInterrupt: on Ctrl-C, with the history so far as its attribute `history`.
 
     Examples:
+        >>> from minifast import ArrayLoader
         >>> x = torch.randn(200, 4)
         >>> md = ModelData(".", ArrayLoader(x, x.sum(1, keepdim=True), shuffle=True))
         >>> net = nn.Linear(4, 1)
@@ -204,6 +205,7 @@ def validate(
         `{"val_loss": ..., "accuracy": ..., ...}`, in the order of the metrics.
 
     Examples:
+        >>> from minifast import ArrayLoader
         >>> dl = ArrayLoader(torch.ones(3, 2), torch.zeros(3, 2))
         >>> validate(nn.Identity(), dl, nn.MSELoss())
         {'val_loss': 1.0}

@@ -232,6 +232,8 @@ def test_the_wheel_works_outside_the_checkout(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         archive.extractall(unpacked)
+    sources = {str(path.relative_to(REPOSITORY)) for path in PACKAGE.rglob("*.py")}
+    assert {name for name in names if name.endswith(".py")} == sources
     assert "minifast/py.typed" in names and "minifast/data/README.md" in names
     assert not [n for n in names if n.startswith(("tests", "examples", "docs"))]
     code = """

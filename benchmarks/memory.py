@@ -1,0 +1,124 @@
+"""Rows in memory beside rows on a disk: speed, peak memory, and how both go with the rows.
+
+    python -m benchmarks.memory --folder DIR
+
+writes files of uint8 rows (784 bytes each, 20 GB at most; `--rows` for fewer) into DIR, trains
+784-100-10 on each with 64 rows in a batch, a process for each figure, turn by turn, and prints
+medians. Files that fit the system's cache are read once beforehand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from torch import nn, optim
+
+from minifast import ImageClassifierData, fit, iter_predict
+
+COLUMNS, ROUNDS, STEPS = 784, 5, 4000
+CACHED = 5_000_000  # rows: some 4 GB
+
+
+def arguments() -> argparse.Namespace:
+    """What was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=Path("build/memory"))
+    parser.add_argument("--rows", type=int, default=26_000_000, help="of the largest file")
+    parser.add_argument("--one", nargs=2, metavar=("ROWS", "WHERE"), help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def written(folder: Path, n: int) -> Path:
+    """The file of n rows, made if it is not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"x{n}.npy"
+    if not path.exists():
+        part = np.random.default_rng(0).integers(0, 256, (10_000, COLUMNS), dtype=np.uint8)
+        x = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(n, COLUMNS))
+        for begin in range(0, n, len(part)):
+            x[begin : begin + len(part)] = part[: n - begin]
+        x.flush()
+    return path
+
+
+def one(folder: Path, n: int, where: str) -> dict[str, float]:
+    """A fit and some predictions on n rows in `memory` or in a `file`."""
+    x = np.load(folder / f"x{n}.npy", mmap_mode="r")
+    if where == "memory":
+        x = np.array(x)
+    y = (np.arange(n) % 10).astype(np.uint8)
+
+    def scale(xb: torch.Tensor) -> torch.Tensor:
+        return xb / 255 - 0.5
+
+    began = time.perf_counter()
+    md = ImageClassifierData.from_arrays(folder, (x, y), (x, y), tfms=(scale, scale))
+    made = time.perf_counter() - began
+    train = ImageClassifierData.from_arrays(folder, (x, y), None, tfms=(scale, scale))
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(COLUMNS, 100), nn.ReLU(), nn.Linear(100, 10))
+    opt = optim.SGD(net.parameters(), 0.01)
+
+    def steps(count: int) -> float:
+        began = time.perf_counter()
+        fit(net, train, 1, nn.CrossEntropyLoss(), opt, steps=count, progress=False)
+        return (time.perf_counter() - began) / count * 1e6
+
+    steps(50)
+    count = min(STEPS, len(train.trn_dl))
+    found = median(steps(count) for _ in range(STEPS // count))
+    began = time.perf_counter()
+    predicted = sum(len(preds) for preds in islice(iter_predict(net, md.val_dl), 100))
+    return {
+        "made": made * 1e3,
+        "step": found,
+        "row": (time.perf_counter() - began) / predicted * 1e6,
+        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def measured(folder: Path, n: int, where: str) -> dict[str, float]:
+    """`one`, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.memory", "--folder", str(folder)]
+    done = subprocess.run(
+        [*command, "--one", str(n), where], check=True, capture_output=True, text=True
+    )
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+def main() -> None:
+    """Measures and prints."""
+    args = arguments()
+    if args.one:
+        print(json.dumps(one(args.folder, int(args.one[0]), args.one[1])))
+        return
+    sizes = [n for n in (50_000, 500_000, 1_300_000, CACHED, args.rows) if n <= args.rows]
+    kinds = [(n, where) for n in sizes for where in ("memory", "file")]
+    kinds = [(n, where) for n, where in kinds if where == "file" or n <= CACHED]
+    for n in sizes:
+        written(args.folder, n)
+    found: dict[tuple[int, str], list[dict[str, float]]] = {kind: [] for kind in kinds}
+    for _ in range(ROUNDS):
+        for kind in kinds:
+            found[kind].append(measured(args.folder, *kind))
+    print("      rows  where   a step, us  predicting a row, us  from_arrays, ms  peak, MB")
+    for (n, where), rounds in found.items():
+        step, row, made, peak = (
+            median(each[name] for each in rounds) for name in ("step", "row", "made", "peak")
+        )
+        print(f"{n:10,}  {where:6}  {step:10.1f}  {row:20.2f}  {made:15.2f}  {peak:8.0f}")
+
+
+if __name__ == "__main__":
+    main()
