@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from .history import History, RunningLoss
+from .metrics import rows_of
 
 if TYPE_CHECKING:
     from .dataset import ModelData
@@ -148,6 +149,11 @@ class Run:
     def rank(self) -> int:
         """The number of this process of several, from 0; 0 writes and prints."""
         return 0 if self.team is None else int(self.team.rank)
+
+    @property
+    def rows(self) -> int:
+        """How many rows the batch has, in all processes together."""
+        return rows_of(self.y) if self.team is None else int(self.team.rows[1])
 
     def after(self, action: Callable[[Run], object]) -> None:
         """Has `action(run)` called once every listener has heard the event that is being fired."""

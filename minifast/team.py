@@ -20,8 +20,10 @@ from torch import Tensor, nn
 
 from .callback import Callback, Events, Run
 from .checkpoint import random_state, set_random_state, size_of
+from .core import device_of, explain
 from .dataloader import ArrayLoader
 from .metrics import RowMean
+from .process_group import begin_group
 from .stepper import Stepper
 
 __all__ = ["Team", "join"]
@@ -220,13 +222,14 @@ class Team:
         try:
             yield
         except BaseException as error:
-            store = self.dist.distributed_c10d._get_default_store()
             mine = f"{self.rank}:{type(error).__name__}: {error}"
             try:
+                store = self.dist.distributed_c10d._get_default_store()
                 told = store.compare_set("minifast/error", "", mine).decode()
             except RuntimeError:  # the store went with the process that had it
                 raise error from None
-            _leave()
+            finally:
+                _part(mine.partition(":")[2])
             rank, _, text = told.partition(":")
             if text == mine.partition(":")[2]:
                 raise
@@ -305,18 +308,24 @@ def gradients_averaged(net: nn.Module) -> Iterator[None]:
     to the net instead, as torch's own `replicate` does, so that the net stays the user's: names in
     its state, type, attributes, and any stepper that calls it.
     """
-    if not any(p.requires_grad for p in net.parameters()):
-        yield
-        return
-    held = {"ddp": nn.parallel.DistributedDataParallel(net)}
-    learning = [False]
+    held: dict[str, Any] = {"learns": None, "ddp": None, "now": False}
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> Any:
-        learning[0] = module.training and torch.is_grad_enabled()
-        return held["ddp"]._pre_forward(*args, **kwargs) if learning[0] else (args, kwargs)
+        learns = [p.requires_grad for p in module.parameters()]
+        held["now"] = module.training and torch.is_grad_enabled() and any(learns)
+        if not held["now"]:
+            return args, kwargs
+        if learns != held["learns"]:  # the first time, and where a callback has frozen some
+            held["learns"], held["ddp"] = learns, None
+            # A parameter that a batch leaves out has no gradient then, as in one process. torch
+            # warns if there is none such, so there is one.
+            both = nn.Module()
+            both.net, both.unused = module, nn.Parameter(torch.zeros(1, device=device_of(module)))
+            held["ddp"] = nn.parallel.DistributedDataParallel(both, find_unused_parameters=True)
+        return held["ddp"]._pre_forward(*args, **kwargs)
 
     def after(module: nn.Module, args: Any, output: Any) -> Any:
-        return held["ddp"]._post_forward(output) if learning[0] else output
+        return held["ddp"]._post_forward(output) if held["now"] else output
 
     hooks = [
         net.register_forward_pre_hook(before, prepend=True, with_kwargs=True),
@@ -401,6 +410,7 @@ def _names_and_groups(net: nn.Module, opt: torch.optim.Optimizer) -> tuple[list[
 # ---- joining -----------------------------------------------------------------------------
 
 _team: Team | None = None
+_parted: str | None = None
 
 
 def join() -> Team | None:
@@ -408,14 +418,24 @@ def join() -> Team | None:
 
     The process group is made at the first call, for the CPU and for GPUs, unless the program has
     made one itself, and is taken down when the program ends.
+
+    Raises:
+        RuntimeError: after an error that has parted the processes.
     """
     global _team
     if _team is None and int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
-        import torch.distributed as dist
-
-        if not dist.is_initialized():
-            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            dist.init_process_group(backend)
+        if _parted is not None:
+            raise RuntimeError(
+                explain(
+                    "the processes have parted",
+                    got=f"a call after: {_parted}",
+                    wanted="all of them, from the start",
+                    fix="torchrun --max-restarts 3 with a Checkpoint, or start again",
+                    entry="several-processes",
+                )
+            )
+        if not torch.distributed.is_initialized():
+            begin_group()
             atexit.register(_leave)
         _team = Team()
     return _team
@@ -428,3 +448,9 @@ def _leave() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     gc.collect()
+
+
+def _part(reason: str) -> None:
+    global _parted
+    _parted = reason
+    _leave()

@@ -1,5 +1,6 @@
 """What the tests of several processes run in each of them: `python team_job.py NAME FOLDER BS`."""
 
+import contextlib
 import json
 import os
 import sys
@@ -15,7 +16,17 @@ from torch.utils.data import DataLoader, TensorDataset
 import minifast
 from minifast import ImageClassifierData, ModelData, Run, accuracy, fit, predict
 from minifast.metrics import whole_epoch
-from minifast.plugins import Checkpoint, CSVLogger, EarlyStopping
+from minifast.plugins import (
+    EMA,
+    SWA,
+    Checkpoint,
+    CSVLogger,
+    EarlyStopping,
+    Freeze,
+    GradAccumulation,
+    GradClip,
+    OneCycle,
+)
 from minifast.team import join
 
 RANK, SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -33,6 +44,20 @@ def arrays() -> tuple[np.ndarray, ...]:
 def a_net(seed: int) -> nn.Sequential:
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+class WithSpare(nn.Module):
+    """A net of which a part is never used, and one only by batches whose first row says so."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.spare, self.rare = inner, nn.Linear(2, 2), nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Whether `rare` is used differs from process to process."""
+        preds: torch.Tensor = self.inner(x)
+        odd = x[:, :1] > 2
+        return torch.where(odd, self.rare(preds), preds) if odd.any() else preds
 
 
 class Seen(minifast.Callback):
@@ -73,7 +98,9 @@ def job(
         )
         md = ModelData(folder, DataLoader(trn, bs, shuffle=True), DataLoader(val, bs))
     # Each process its own: the first one's are all's. Parts of a sharded net are put together.
-    net = a_net(7 if kind == "sharded" else 7 + RANK)
+    net: Any = a_net(7 if kind == "sharded" else 7 + RANK)
+    if kind == "spare":
+        net = WithSpare(net)
     if kind == "sharded":
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
@@ -153,6 +180,9 @@ def several(folder: Path, bs: int) -> dict[str, Any]:
     """Much in one start, since that is what takes time."""
     found = {kind: job(folder, bs, kind) for kind in ("arrays", "map", "loader")}
     found["stop"] = job(folder, bs, callbacks=[StopsInOne(5)])
+    found["spare"] = job(folder, bs, "spare")
+    found["accumulated"] = job(folder, bs, callbacks=[GradAccumulation(3), GradClip(0.3), EMA()])
+    found["frozen"] = job(folder, bs, callbacks=[Freeze("0"), OneCycle(0.05), SWA(start=1)])
     found["steps"] = job(folder, bs, steps=4)
     stops = [EarlyStopping(patience=1), CSVLogger(folder / "log.csv")]
     found["early"] = job(folder, bs, callbacks=stops, epochs=40)
@@ -174,6 +204,9 @@ def failing(folder: Path, bs: int, event: str, rank: str, step: str, how: str) -
         job(folder, bs, callbacks=[fails], progress=False)
     except (ValueError, RuntimeError) as error:
         (folder / f"raised-{RANK}").write_text(f"{type(error).__name__}: {error}")
+    with contextlib.suppress(RuntimeError):  # it would work on a part of the rows
+        job(folder, bs)
+        (folder / f"raised-{RANK}").write_text("trains on alone")
     if how == "stay":
         sys.stdin.read()  # until the test, which looks at the others, closes it
     return {}

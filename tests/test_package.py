@@ -107,7 +107,7 @@ assert state() == before
 LAYERS = [
     ["core"],
     ["summary"],
-    ["pickle_as_data", "files", "pictures"],
+    ["pickle_as_data", "files", "pictures", "process_group"],
     ["rows"],
     ["history", "metrics", "dataloader", "storage", "mistakes"],
     ["dataset", "plots"],

@@ -76,7 +76,10 @@ def test_two_processes_at_half_the_batch_are_one_process(tmp_path: Path) -> None
         for ours, theirs, whole in zip(a["rows"], b["rows"], alone[name]["rows"], strict=True):
             assert sorted(ours + theirs) == sorted(whole), name  # each row once, by one of them
             assert 0 <= len(ours) - len(theirs) <= -(-len(whole) // 16)
-        assert (a["forward"], a["hooks"]) == ("Sequential", 0)  # the net is the user's again
+        assert (a["forward"], a["hooks"]) == (
+            alone[name]["forward"],
+            0,
+        )  # the net is the user's again
     assert len(alone["arrays"]["rows"][0]) == team_job.ROWS
     assert first["stop"]["stopped"] == second["stop"]["stopped"] == "process 1 has enough"
     assert "epoch  trn_loss" in printed[0] and printed[1] == ""

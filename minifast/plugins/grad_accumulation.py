@@ -6,7 +6,6 @@ from typing import Any
 
 from ..callback import Callback, Run
 from ..core import whole_number
-from ..metrics import rows_of
 
 
 class GradAccumulation(Callback):
@@ -43,10 +42,9 @@ class GradAccumulation(Callback):
     def on_backward_begin(self, run: Run) -> None:
         """Weighs the batch's loss by its rows, and keeps the gradients of those before it."""
         run.keep_grads = self.count > 0
-        rows = rows_of(run.y)
-        run.loss = run.loss * rows
+        run.loss = run.loss * run.rows
         self.count += 1
-        self.rows += rows
+        self.rows += run.rows
 
     def on_backward_end(self, run: Run) -> None:
         """Lets the window's last batch step, by the mean over its rows; the others not."""
