@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -12,22 +13,22 @@ import torch
 PAUSE = 0.005  # seconds between two looks for those who have not come yet
 
 
-def begin_group() -> None:
+def begin_group(timeout: float) -> None:
     """Makes torch's process group of the environment, for the CPU and for GPUs."""
+    most = timedelta(seconds=timeout)
     dist: Any = torch.distributed
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        dist.init_process_group(backend)
+        dist.init_process_group(backend, timeout=most)
         return
     # torchrun keeps one store over all restarts, and with it the addresses of processes that are
     # no more (github.com/pytorch/pytorch/issues/135712): these get a part of it to themselves.
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False)
+    store = dist.TCPStore(host, port, timeout=most, wait_for_workers=False)
     name = greeted(store, size) if rank == 0 else greeting(store, rank)
-    dist.init_process_group(
-        backend, store=dist.PrefixStore(name, store), rank=rank, world_size=size
-    )
+    own = dist.PrefixStore(name, store)
+    dist.init_process_group(backend, timeout=most, store=own, rank=rank, world_size=size)
 
 
 def greeting(store: Any, rank: int) -> str:

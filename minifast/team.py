@@ -413,11 +413,14 @@ _team: Team | None = None
 _parted: str | None = None
 
 
-def join() -> Team | None:
+def join(timeout: float = 600) -> Team | None:
     """The team, if `torchrun` (or the like) has started several processes; else None.
 
     The process group is made at the first call, for the CPU and for GPUs, unless the program has
-    made one itself, and is taken down when the program ends.
+    made one itself, and is taken down when the program ends. `fit` and `predict` call it.
+
+    Args:
+        timeout: Seconds, of the first call: who is silent for longer while others wait is lost.
 
     Raises:
         RuntimeError: after an error that has parted the processes.
@@ -435,7 +438,7 @@ def join() -> Team | None:
                 )
             )
         if not torch.distributed.is_initialized():
-            begin_group()
+            begin_group(timeout)
             atexit.register(_leave)
         _team = Team()
     return _team

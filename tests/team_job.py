@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -220,8 +221,29 @@ def restarting(folder: Path, bs: int, rank: str, step: str) -> dict[str, Any]:
     return job(folder, bs, callbacks=[*fails, Checkpoint(path, every=3)], resume=path)
 
 
+class PullsCable(minifast.Callback):
+    """Takes this host off the network, once."""
+
+    def __init__(self, folder: Path, rank: int, step: int) -> None:
+        self.pulled, self.rank, self.step = folder / "pulled", rank, step
+
+    def on_batch_end(self, run: Run) -> None:
+        if (RANK, run.step) == (self.rank, self.step) and not self.pulled.exists():
+            self.pulled.touch()
+            subprocess.run(["ip", "link", "set", "eth0", "down"], check=True)
+
+
+def hosts(folder: Path, bs: int, rank: str, step: str) -> dict[str, Any]:
+    """One of several hosts, whose link is cut at a batch."""
+    join(timeout=6)
+    path = folder / "run.ckpt"
+    callbacks = [PullsCable(folder, int(rank), int(step)), Checkpoint(path, every=3)]
+    return job(folder, bs, callbacks=callbacks, resume=path)
+
+
 JOBS: dict[str, Callable[..., dict[str, Any]]] = {
     "several": several, "resumed": resumed, "failing": failing, "restarting": restarting,
+    "hosts": hosts,
 }  # fmt: skip
 
 if __name__ == "__main__":
