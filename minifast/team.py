@@ -11,8 +11,9 @@ import gc
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from itertools import islice
+from threading import Thread
 from typing import Any
 
 import torch
@@ -223,13 +224,12 @@ class Team:
             yield
         except BaseException as error:
             mine = f"{self.rank}:{type(error).__name__}: {error}"
-            try:
-                store = self.dist.distributed_c10d._get_default_store()
-                told = store.compare_set("minifast/error", "", mine).decode()
-            except RuntimeError:  # the store went with the process that had it
-                raise error from None
-            finally:
-                _part(mine.partition(":")[2])
+            store = self.dist.distributed_c10d._get_default_store()
+            told = answered(lambda: store.compare_set("minifast/error", "", mine).decode())
+            del store
+            _part(mine.partition(":")[2])
+            if told is None:  # the store went with the process that had it, or is cut off
+                raise
             rank, _, text = told.partition(":")
             if text == mine.partition(":")[2]:
                 raise
@@ -353,6 +353,25 @@ def together(run: Run, stepper: Stepper) -> Iterator[Stepper]:
     with nullcontext(stepper) if run.team is None else run.team.training(run, stepper) as shared:
         run.given = size_of(run)  # in batches of all processes
         yield shared
+
+
+def answered(ask: Callable[[], str], seconds: float = 10) -> str | None:
+    """What torch's store says; None if it is gone or silent: behind a cut link it waits for ever.
+
+    Examples:
+        >>> answered(lambda: "yes")
+        'yes'
+    """
+    found: list[str] = []
+
+    def asks() -> None:
+        with suppress(RuntimeError):
+            found.append(ask())
+
+    thread = Thread(target=asks, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return found[0] if found else None
 
 
 # ---- batches and their parts -------------------------------------------------------------

@@ -238,7 +238,10 @@ def hosts(folder: Path, bs: int, rank: str, step: str) -> dict[str, Any]:
     join(timeout=6)
     path = folder / "run.ckpt"
     callbacks = [PullsCable(folder, int(rank), int(step)), Checkpoint(path, every=3)]
-    return job(folder, bs, callbacks=callbacks, resume=path)
+    try:
+        return job(folder, bs, callbacks=callbacks, resume=path)
+    finally:  # torchrun itself waits for the link
+        subprocess.run(["ip", "link", "set", "eth0", "up"], check=True)
 
 
 JOBS: dict[str, Callable[..., dict[str, Any]]] = {

@@ -29,7 +29,10 @@ __all__ = [
     "split_by_idx",
 ]
 
-ArraysIndexDataset = ArraysIndexRegressionDataset = ArraysDataset
+ArraysIndexDataset = ArraysDataset
+"""0.7's name of `minifast.dataset.ArraysDataset`, for labels that are numbers of classes."""
+ArraysIndexRegressionDataset = ArraysDataset
+"""The same, for labels that are quantities."""
 
 
 class ImageClassifierData(core.ImageClassifierData):

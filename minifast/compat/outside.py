@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Missing", "refuses"]
-
 
 def refuses(what: str) -> Callable[..., Any]:
     """A function that says so when it is called."""
