@@ -34,14 +34,16 @@ def each(what: Callable[[], object], times: int) -> float:
 
 def step(net: nn.Module, rows: int, inputs: int) -> float:
     """Microseconds of a step of `fit`, `rows` in a batch of this process."""
-    n = rows * 60 * (1 if TEAM is None else TEAM.size)
+    size = sum(p.numel() for p in net.parameters())
+    steps = int(min(60, max(5, 2e9 // (size * rows))))
+    n = rows * steps * (1 if TEAM is None else TEAM.size)
     data = ModelData(".", ArrayLoader(torch.randn(n, inputs), torch.randint(10, (n,)), bs=rows))
     opt = optim.SGD(net.parameters(), 0.01)
     found = []
     for _ in range(ROUNDS):
         began = time.perf_counter()
         fit(net, data, 1, nn.CrossEntropyLoss(), opt, progress=False)
-        found.append((time.perf_counter() - began) / 60 * 1e6)
+        found.append((time.perf_counter() - began) / steps * 1e6)
     return median(found)
 
 
