@@ -90,6 +90,10 @@ class Run:
     """Why training stops, once somebody asked for it."""
     team: Any = field(default=None, repr=False)
     """The processes of `torchrun`, a `minifast.team.Team`; None where there is one process."""
+    near: Callable[[Any], Any] = field(default=lambda loader: loader, repr=False)
+    """Gives for a loader the one to take batches from: of rows kept on the net's device, or it."""
+    kept: str = ""
+    """What Progress says of them."""
     asked: tuple[str, bool] | None = None
     """The stop that this process of several asked for, until all agree."""
     paused: bool = False

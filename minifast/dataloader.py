@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -108,6 +109,18 @@ class ArrayLoader:
         else:
             rows = torch.arange(self.n_rows)
         return Batches(self, rows, self.together, self.joined)
+
+    def over(self, arrays: list[Any]) -> ArrayLoader:
+        """A loader like this one over copies of its arrays that lie elsewhere.
+
+        Examples:
+            >>> loader = ArrayLoader(torch.zeros(10, 2), bs=4)
+            >>> next(iter(loader.over([a.to("meta") for a in loader.arrays])))[0].device
+            device(type='meta')
+        """
+        like = copy.copy(self)  # the generator is the same, and drawn from by both
+        like.arrays, like.take = arrays, taker(arrays, self.tfm)
+        return like
 
     def batch_rows(self, first: int = 0) -> list[int]:
         """How many rows each batch has, of all processes together, without the first so many.

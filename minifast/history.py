@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -176,7 +178,8 @@ class RunningLoss:
 
     `avg = 0.98 * avg + 0.02 * loss` over all batches of a fit, shown as `avg / (1 - 0.98**n)`.
     Losses on the CPU are read at once, which costs less than keeping them. Those on a GPU are kept,
-    and read when somebody asks, so that nothing waits for it.
+    and read when somebody asks, so that nothing waits for it. A copy of each is sent meanwhile, to
+    be looked at once it has come.
 
     Examples:
         >>> smooth = RunningLoss()
@@ -186,7 +189,7 @@ class RunningLoss:
         2.52525046
     """
 
-    __slots__ = ("average", "beside", "count", "last", "unread")
+    __slots__ = ("average", "coming", "count", "last", "unread")
 
     MOMENTUM = 0.98
     MOST_UNREAD = 1000  # bounds the memory that waits; reading so many costs a moment
@@ -196,7 +199,7 @@ class RunningLoss:
         self.count = 0
         self.last: Tensor | float = float("nan")
         self.unread: list[Tensor] = []
-        self.beside: tuple[Tensor, torch.cuda.Event] | None = None
+        self.coming: deque[tuple[Tensor, torch.cuda.Event]] = deque()
 
     def add(self, loss: Tensor) -> bool:
         """Takes the loss of a batch; whether one that was read is nan or infinite."""
@@ -208,22 +211,24 @@ class RunningLoss:
         self.unread.append(self.last)
         if len(self.unread) >= self.MOST_UNREAD:
             self._read()
-        return self.last.is_cuda and self._bad_before(self.last)
+        return self.last.is_cuda and self._one_is_bad(self.last)
 
-    def _bad_before(self, loss: Tensor) -> bool:
-        """Whether the loss of the batch before was nan or infinite; copies this one meanwhile.
-
-        The GPU has this batch to work on while the copy of the one before is waited for.
-        """
-        before, copy = self.beside, torch.empty((), dtype=loss.dtype, pin_memory=True)
+    def _one_is_bad(self, loss: Tensor) -> bool:
+        """Whether one of the losses that have come from the GPU is nan or infinite; sends this."""
+        copy = torch.empty((), dtype=loss.dtype, pin_memory=True)
         copy.copy_(loss, non_blocking=True)
         done = torch.cuda.Event()
         done.record()
-        self.beside = copy, done
-        if before is None:
-            return False
-        before[1].synchronize()
-        return not bool(before[0].isfinite())
+        self.coming.append((copy, done))
+        while self.coming and self.coming[0][1].query():
+            if not math.isfinite(self.coming.popleft()[0].item()):
+                return True
+        return not math.isfinite(self.average)
+
+    def is_bad(self) -> bool:
+        """Whether a loss so far was nan or infinite. Syncs with the GPU."""
+        self._read()
+        return not math.isfinite(self.average)
 
     def _take(self, loss: float) -> None:
         self.average = self.MOMENTUM * self.average + (1 - self.MOMENTUM) * loss
@@ -243,6 +248,7 @@ class RunningLoss:
         """Goes on from them."""
         self.average, self.count = state["average"], state["count"]
         self.unread.clear()
+        self.coming.clear()
 
     def _read(self) -> None:
         if not self.unread:
@@ -250,3 +256,4 @@ class RunningLoss:
         for loss in torch.stack(self.unread).tolist():
             self._take(loss)
         self.unread.clear()
+        self.coming.clear()  # `average` tells of them from here on

@@ -350,8 +350,10 @@ def at_no_number(run: Run) -> None:
     in_x = any(isinstance(t, Tensor) and not bool(t.isfinite().all()) for t in xs)
     parameter = f"; the first bad parameter: {named[0][0]}" if named else ""
     came = "; x itself has some" if in_x else ""
+    last = run.running_loss.last
+    before = "" if isinstance(last, float) else " or before"  # a GPU's comes later
     text = explain(
-        f"the loss is {float(run.running_loss.last)} at batch {run.batch} of epoch {run.epoch}",
+        f"the loss is {float(last)} at batch {run.batch}{before} of epoch {run.epoch}",
         got=f"lr {rates}{parameter}{came}",
         wanted="a finite loss: from here on nothing is learned",
         fix="leave out the rows with nan" if in_x else "a smaller rate: lr_find(...), or GradClip",

@@ -17,6 +17,7 @@ from .checkpoint import drawn_again, random_state, restore
 from .checks import check_list, check_loader, check_net, checked_run
 from .core import T, V, device_of, modes_kept, set_lrs, to_np
 from .dataset import ModelData
+from .devices import kept_on_device
 from .history import History
 from .interrupts import interrupts
 from .lone_row import lone_row_joined
@@ -89,7 +90,7 @@ def fit(
     Raises:
         TypeError, ValueError: before any step, when an argument or the first batch is not what it
             should be; weights, buffers and random generators are as they were.
-        FloatingPointError: when the loss is nan or infinite, at the latest a batch later.
+        FloatingPointError: when the loss is nan or infinite; on a GPU once that is known.
         CheckpointError: if `resume` is of another run.
         KeyboardInterrupt: on Ctrl-C, with the history so far as its attribute `history`.
 
@@ -124,7 +125,8 @@ def fit(
             if run.data.val_dl is not None:
                 net.eval()
                 events.on_validate_begin(run)
-                run.values |= _evaluate(net, run.data.val_dl, run.crit, run.metrics, stepper)
+                rows = run.near(run.data.val_dl)
+                run.values |= _evaluate(net, rows, run.crit, run.metrics, stepper)
                 events.on_validate_end(run)
             events.on_epoch_end(run)
             run.history.append(run.values)
@@ -135,7 +137,13 @@ def fit(
 def _undone_afterwards(run: Run, events: Events) -> Iterator[None]:
     """What training sets up and takes back, however it ends; no end loses the history."""
     try:
-        with interrupts(run), modes_kept(run.net), lone_row_joined(run), events.training(run):
+        with (
+            interrupts(run),
+            modes_kept(run.net),
+            kept_on_device(run),
+            lone_row_joined(run),
+            events.training(run),
+        ):
             yield
     except (KeyboardInterrupt, SystemExit, FloatingPointError) as error:
         error.history = run.history  # type: ignore[union-attr]
@@ -164,6 +172,8 @@ def _train_epoch(run: Run, stepper: Stepper, events: Events) -> None:
         run.x = run.y = run.preds = run.loss = None
         if run.stopped:
             break
+    if not run.stopped and run.running_loss.is_bad():  # a GPU's may come behind the last batch
+        look.at_no_number(run)
 
 
 def _begun(run: Run, events: Events) -> tuple[Iterator[Any], Iterator[int]]:
@@ -177,7 +187,7 @@ def _begun(run: Run, events: Events) -> tuple[Iterator[Any], Iterator[int]]:
         if run.team is not None:
             run.team.same_random(run.data.trn_dl)
         run.order = random_state(run.data.trn_dl)
-    batches = drawn_again(run, done) if done else iter(run.data.trn_dl)
+    batches = drawn_again(run, done) if done else iter(run.near(run.data.trn_dl))
     if run.team is not None:
         batches = run.team.training_parts(run.data.trn_dl, batches, done)
     if run.max_batches is not None:

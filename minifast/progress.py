@@ -32,6 +32,8 @@ class Progress(Callback):
         total = None if run.n_batches is None else run.n_batches * run.epochs
         self.bar = progress_bar(total=total, unit="batch")
         self.next_time = 0.0
+        if run.kept:
+            self._print(run.kept)
 
     def on_batch_end(self, run: Run) -> None:
         """Redraws the bar, if it is time."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .callback import Events, Run
+from .devices import sent
 
 __all__ = ["Stepper"]
 
@@ -101,7 +102,7 @@ def split_batch(batch: Any, device: torch.device) -> tuple[Any, Any]:
 def to_device(value: Any, device: torch.device) -> Any:
     """The tensors in `value` on the device; a tensor that is there already is not copied."""
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
+        return sent(value, device)
     if isinstance(value, dict):
         return {key: to_device(v, device) for key, v in value.items()}
     if isinstance(value, tuple | list):

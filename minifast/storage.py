@@ -150,8 +150,9 @@ def save_weights(net: nn.Module, path: Path | str) -> None:
 def load_weights(net: nn.Module, path: Path | str) -> None:
     """Puts the weights in a file into the net, in place: all of them, or, on an error, none.
 
-    Reads what `save_weights` wrote, what `torch.save(net.state_dict(), path)` wrote, and
-    `.safetensors`. Nothing in the file is run, imported or called, whoever made it.
+    Reads what `save_weights` wrote, the net's weights in what `Checkpoint` wrote, what
+    `torch.save(net.state_dict(), path)` wrote, and `.safetensors`. Nothing in the file is run,
+    imported or called, whoever made it.
 
     Raises:
         CheckpointError: if the file is damaged, holds anything but weights, or those of another
@@ -175,6 +176,8 @@ def load_weights(net: nn.Module, path: Path | str) -> None:
         weights = _read_safetensors(raw, path)
     else:
         weights = _read_tensors(raw, path)
+    if isinstance(weights.get("net"), dict):  # a whole run's state
+        weights = weights["net"]
     put_weights(net, weights, str(path))
 
 

@@ -226,7 +226,7 @@ def test_batches_follow_the_net_to_its_device(arrays):
     assert seen == [("meta", "meta")]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.gpu
 def test_a_net_moved_to_the_gpu_trains_and_predicts_there(md):
     net = LogReg().cuda()
     assert train(net, md, 10)[-1]["accuracy"] > 0.9

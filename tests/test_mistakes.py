@@ -32,6 +32,7 @@ from minifast.plugins import (
     SaveBest,
     TimeLimit,
 )
+from minifast.testing import example_fit, example_net
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(40, 6)).astype(np.float32)
@@ -844,6 +845,21 @@ def test_torch_reads_ours_and_we_read_torchs(tmp_path):
     torch.save(net.state_dict(), tmp_path / "torchs")
     load_weights(other, tmp_path / "torchs")
     assert torch.equal(net[1].weight, other[1].weight)
+
+
+def test_the_weights_alone_come_out_of_a_checkpoint(tmp_path):
+    nets = []
+
+    class Net(Callback):
+        def on_train_begin(self, run):
+            nets.append(run.net)
+
+    example_fit([Checkpoint(tmp_path / "run"), Net()])
+    other = example_net()
+    load_weights(other, tmp_path / "run")
+    assert all(map(torch.equal, other.state_dict().values(), nets[0].state_dict().values()))
+    with pytest.raises(ValueError, match="is missing"):
+        load_weights(linear(), tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", ["net.pt", "net.safetensors"])

@@ -39,10 +39,11 @@ PUBLIC = {
     "pictures": "plot_lines plot_points plots show to_html",
     "plots": "plot_activations plot_calibration plot_confusion_matrix plot_history plot_lr_find "
     "plot_predictions plot_schedule plot_top_losses plot_weights plots show",
-    "plugins": "ActivationStats CSVLogger Checkpoint Compiled CosineRestarts EMA EarlyStopping "
-    "Fast Freeze GradAccumulation GradClip GradientStats JSONLogger LabelSmoothing LivePlot "
-    "LossRecorder MLflow MixUp MixedPrecision OneCycle Plugin Profile SWA SaveBest Schedule "
-    "TensorBoard TerminateOnNaN TimeLimit Warmup available class_weights load lr_find preview",
+    "plugins": "ActivationStats CSVLogger Checkpoint Compiled CosineRestarts CudaGraph EMA "
+    "EarlyStopping Fast Freeze GradAccumulation GradClip GradientStats JSONLogger LabelSmoothing "
+    "LivePlot LossRecorder MLflow MixUp MixedPrecision OneCycle Plugin Profile SWA SaveBest "
+    "Schedule TensorBoard TerminateOnNaN TimeLimit Warmup available class_weights load lr_find "
+    "preview",
     "prediction": "iter_predict predict predict_with_targs",
     "progress": "Progress",
     "report": "Report report",
@@ -112,7 +113,7 @@ LAYERS = [
     ["history", "metrics", "dataloader", "storage", "mistakes"],
     ["dataset", "plots"],
     ["callback"],
-    ["progress", "checkpoint", "interrupts"],
+    ["progress", "checkpoint", "interrupts", "devices"],
     ["stepper", "checks", "io"],
     ["look", "lone_row", "team"],
     ["prediction"],

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .compiled import Compiled as Compiled
     from .cosine_restarts import CosineRestarts as CosineRestarts
     from .csv_logger import CSVLogger as CSVLogger
+    from .cuda_graph import CudaGraph as CudaGraph
     from .early_stopping import EarlyStopping as EarlyStopping
     from .ema import EMA as EMA
     from .fast import Fast as Fast
@@ -57,6 +58,7 @@ STOCK = {
     "Checkpoint": "checkpoint",
     "Compiled": "compiled",
     "CosineRestarts": "cosine_restarts",
+    "CudaGraph": "cuda_graph",
     "EMA": "ema",
     "EarlyStopping": "early_stopping",
     "Fast": "fast",
