@@ -92,9 +92,9 @@ class CudaGraph(Stepper):
             raise RuntimeError(
                 explain(
                     "the net cannot be recorded as a CUDA graph",
-                    got=str(error).split("\n")[0],
+                    got=str(error.__context__ or error).split("\n")[0],  # the end of it fails too
                     wanted="tensors on the GPU, from x to the loss, of which no number is read",
-                    fix="leave out .item(), print and tensors on the CPU, or the stepper",
+                    fix="no .item(), print or tensors on the CPU; or no stepper; in a new process",
                     entry="steppers",
                 )
             ) from error
