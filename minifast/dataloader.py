@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .core import as_tensor, explain, training_dtype, whole_number
-from .rows import CHUNK_BYTES, Order, Rows, ahead, in_order, shuffled, stays_away
+from .rows import CHUNK_BYTES, Blocks, Order, Rows, ahead, in_order, shuffled, stays_away
 
 __all__ = ["ArrayLoader"]
 
@@ -101,7 +102,7 @@ class ArrayLoader:
 
     def __iter__(self) -> Batches | ChunkedBatches:
         if self.away or self.shuffle == "blocks":
-            block = self._chunk_rows() if self.shuffle == "blocks" else 0
+            block = self._block_rows() if self.shuffle == "blocks" else 0
             order = shuffled(self.n_rows, self.generator, block) if self.shuffle else in_order
             return ChunkedBatches(self, order, self.together, self.joined)
         if self.shuffle:
@@ -132,10 +133,15 @@ class ArrayLoader:
         n, bs = len(self), self.together
         return [self.n_rows - i * bs if i == n - 1 else bs for i in range(first, n)]
 
-    def _chunk_rows(self, bs: int = 1) -> int:
-        """How many rows are read at a time: whole batches, one at least."""
+    def _chunk_rows(self) -> int:
+        """How many rows are read at a time."""
         sizes = [a.row_bytes for a in self.arrays if isinstance(a, Rows)]
-        return max(CHUNK_BYTES // max(sum(sizes), 1) // bs, 1) * bs
+        return max(CHUNK_BYTES // max(sum(sizes), 1), 1)
+
+    def _block_rows(self) -> int:
+        """How many rows are a block: sixteen are read at a time, of whole chunks of the source."""
+        stored = max((a.stored for a in self.arrays if isinstance(a, Rows)), default=1)
+        return max(-(-self._chunk_rows() // Blocks.GROUP // stored), 1) * stored
 
     def in_order(self, bs: int) -> Batches | ChunkedBatches:
         """All rows in their own order, whether the loader shuffles or not, `bs` in a batch.
@@ -252,11 +258,14 @@ def _chunked(
     loader: ArrayLoader, order: Order, bs: int, length: int, part: tuple[int, int], skipped: int
 ) -> Iterator[Batch]:
     """The batches behind those skipped; a chunk in memory is taken apart like any arrays."""
-    step = loader._chunk_rows(bs) // bs
+    step = max(loader._chunk_rows() // bs, 1)
+    cuts = order.cuts(bs) if isinstance(order, Blocks) else range(skipped, length, step)
+    skipped = min(skipped, length)
+    cuts = sorted({skipped, length, *(cut for cut in cuts if skipped < cut < length)})
 
-    def read(first: int) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+    def read(batches: tuple[int, int]) -> tuple[list[Tensor], tuple[Tensor, ...]]:
         """The rows of some batches in the order of the file, and where each batch's are."""
-        last = min(first + step, length)
+        first, last = batches
         begin, end = first * bs, loader.n_rows if last == length else last * bs
         if order is in_order and part[1] == 1:
             places = torch.arange(end - begin)
@@ -265,8 +274,8 @@ def _chunked(
                 for a in loader.arrays
             ]
             return arrays, places.tensor_split([i * bs for i in range(1, last - first)])
-        batches = order(begin, end).tensor_split([i * bs for i in range(1, last - first)])
-        mine = [part_of(batch, part) for batch in batches]
+        rows_of = order(begin, end).tensor_split([i * bs for i in range(1, last - first)])
+        mine = [part_of(rows, part) for rows in rows_of]
         rows, ranks = torch.cat(mine).sort()
         arrays = [
             a.ascending(rows.numpy()) if isinstance(a, Rows) else a.index_select(0, rows)
@@ -274,7 +283,7 @@ def _chunked(
         ]
         return arrays, ranks.argsort().split([len(batch) for batch in mine])
 
-    for arrays, places in ahead(read, range(skipped, length, step)):
+    for arrays, places in ahead(read, pairwise(cuts)):
         yield from map(taker(arrays, loader.tfm), places)
 
 

@@ -20,7 +20,8 @@ from .core import as_tensor, explain
 __all__ = ["Rows"]
 
 CHUNK_BYTES = 2**24  # read at a time: enough to hide the reading, little beside a net
-NEARBY = 2**9  # a gap that is read over: a call costs as much
+NEARBY = 2**9  # a gap in a file that is read over: a call of the system costs as much
+NEARBY_SLICED = 2**16  # the same for slices of a library's array, each of which costs far more
 WAITING = 0.25  # the part of a reading's time without a processor, from which on a thread reads
 MOST_LISTED = 2**22  # rows whose order may lie in memory: 32 MB
 
@@ -54,13 +55,14 @@ class Rows:
 
     def __init__(self, source: Any, read: Slice | None = None, name: str = "the rows") -> None:
         self.source, self.name = source, name
-        self.slice = read or _sliced
+        self.slice = read or _part
         self.file = _File.behind(source) if read is None else None
         n = len(source) if hasattr(source, "__len__") else source.shape[0]  # zarr has no len
         self.row = np.asarray(self.slice(source, 0, min(1, n)))
         t = as_tensor(self.row.copy(), name)
         self.shape, self.dtype, self.ndim = torch.Size([n, *t.shape[1:]]), t.dtype, t.ndim
         self.row_bytes = max(self.row.nbytes, 1)
+        self.stored = stored_together(source) if read is None else 1
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -71,7 +73,9 @@ class Rows:
 
     def between(self, begin: int, end: int) -> Tensor:
         """A copy of the rows from `begin` to before `end`."""
-        return as_tensor(self._read(np.array([begin]), np.array([end])), self.name)
+        if self.file is None:
+            return as_tensor(self._sliced(begin, end), self.name)
+        return as_tensor(self._from_file(np.array([begin]), np.array([end])), self.name)
 
     def index_select(self, axis: int, rows: Tensor) -> Tensor:
         """A copy of the rows of these numbers, in their order; read from the first to the last."""
@@ -81,28 +85,46 @@ class Rows:
 
     def ascending(self, rows: np.ndarray) -> Tensor:
         """A copy of the rows of these numbers, which rise; those close together in one reading."""
-        firsts = np.concatenate([[0], np.flatnonzero(np.diff(rows) * self.row_bytes > NEARBY) + 1])
+        firsts = np.concatenate([[0], np.flatnonzero(self._apart(rows)) + 1])
         begins, ends = rows[firsts], rows[np.append(firsts[1:], len(rows)) - 1] + 1
-        read = self._read(begins, ends)
-        if len(firsts) < len(rows):  # several in one stretch, of which some were read over
-            shifts = np.cumsum(ends - begins) - ends
-            read = read[rows + np.repeat(shifts, np.diff(np.append(firsts, len(rows))))]
+        if self.file is None:
+            stretches = zip(np.split(rows, firsts[1:]), begins.tolist(), ends.tolist(), strict=True)
+            # Each is cut down to what is wanted before the next is read: memory holds no more.
+            read = np.concatenate([self._sliced(b, e)[wanted - b] for wanted, b, e in stretches])
+        else:
+            read = self._from_file(begins, ends)
+            if len(firsts) < len(rows):  # several in one stretch, of which some were read over
+                shifts = np.cumsum(ends - begins) - ends
+                read = read[rows + np.repeat(shifts, np.diff(np.append(firsts, len(rows))))]
         return as_tensor(read, self.name)
 
-    def _read(self, begins: np.ndarray, ends: np.ndarray) -> np.ndarray:
-        """The rows of several stretches, one behind the other."""
+    def _apart(self, rows: np.ndarray) -> np.ndarray:
+        """Whether each row is read by another call than the one before it."""
+        gaps = (np.diff(rows) - 1) * self.row_bytes  # of rows that nobody wants
+        apart: np.ndarray = gaps > NEARBY
         if self.file is not None:
-            read = np.frombuffer(self.file.read(begins, ends), self.row.dtype)
-            return read.reshape(-1, *self.row.shape[1:])
-        pairs = zip(begins.tolist(), ends.tolist(), strict=True)
-        read = np.concatenate([np.asarray(self.slice(self.source, *pair)) for pair in pairs])
-        wanted = int((ends - begins).sum())
-        if len(read) != wanted:
+            return apart
+        # What is stored together is unpacked together, whatever part of it is asked for.
+        most = max(CHUNK_BYTES // self.row_bytes // self.stored, 1) * self.stored
+        together = (gaps <= NEARBY_SLICED) | (np.diff(rows // self.stored) == 0)
+        apart = ~together | (np.diff(rows // most) > 0)
+        return apart
+
+    def _from_file(self, begins: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        """The rows of several stretches of the file, one behind the other."""
+        assert self.file is not None
+        read = np.frombuffer(self.file.read(begins, ends), self.row.dtype)
+        return read.reshape(-1, *self.row.shape[1:])
+
+    def _sliced(self, begin: int, end: int) -> np.ndarray:
+        """The rows of one stretch of the source."""
+        read = np.asarray(self.slice(self.source, begin, end))
+        if len(read) != end - begin:
             raise ValueError(
                 explain(
                     f"{self.name} gives another number of rows than was asked for",
-                    got=f"{len(read)} rows between {begins[0]} and {ends[-1]}",
-                    wanted=f"{wanted}",
+                    got=f"{len(read)} rows between {begin} and {end}",
+                    wanted=f"{end - begin}",
                     fix="read(source, begin, end) gives source's rows begin, ..., end - 1",
                     entry="larger-than-memory",
                 )
@@ -179,7 +201,21 @@ def stays_away(a: Any) -> bool:
     return isinstance(a, Rows) or (hasattr(a, "chunks") and hasattr(a, "shape"))
 
 
-def _sliced(source: Any, begin: int, end: int) -> Any:
+def stored_together(source: Any) -> int:
+    """How many rows an array of h5py, zarr or dask keeps in one chunk; 1 where there are none.
+
+    Examples:
+        >>> stored_together(np.zeros(3))
+        1
+    """
+    chunks = getattr(source, "chunks", None)
+    if not chunks:
+        return 1
+    first = chunks[0]
+    return max(int(max(first)) if isinstance(first, tuple) else int(first), 1)
+
+
+def _part(source: Any, begin: int, end: int) -> Any:
     return source[begin:end]
 
 
@@ -201,7 +237,7 @@ def shuffled(n: int, generator: torch.Generator | None, block: int = 0) -> Order
 
     Up to some four million rows it is `torch.randperm`, as for arrays in memory; above, where that
     would grow with the rows, a keyed permutation, of which any part can be computed. With `block`
-    whole blocks of so many rows are drawn, and rows are shuffled among some of those.
+    whole blocks of so many rows are drawn, and rows are shuffled among sixteen of those.
 
     Examples:
         >>> order = shuffled(10, torch.Generator().manual_seed(0))
@@ -268,8 +304,9 @@ def _mixed(bits: np.ndarray) -> np.ndarray:
 class Blocks:
     """Runs of rows that lie together on the disk, in an order drawn at random, shuffled in groups.
 
-    A disk that turns reads a block about as fast as a row. Rows of one block stay in one group of
-    some blocks, so the order is less random than a true shuffle.
+    A disk that turns reads a block about as fast as a row, and a library unpacks one about as fast.
+    Rows of one block stay in one group of some blocks, which is read at once, so the order is less
+    random than a true shuffle.
     """
 
     GROUP = 16
@@ -289,6 +326,15 @@ class Blocks:
             if start < end and self.starts[i + 1] > begin:
                 found.append(self._group(i)[max(begin - start, 0) : end - start])
         return torch.from_numpy(np.concatenate([np.empty(0, np.int64), *found]))
+
+    def cuts(self, bs: int) -> list[int]:
+        """The numbers of the batches with which groups begin: read up to there, each block once.
+
+        Examples:
+            >>> Blocks(100, block=2, key=0).cuts(bs=10)  # groups of 32 rows
+            [0, 4, 7, 10]
+        """
+        return [-(-start // bs) for start in self.starts[:-1]]
 
     def _group(self, i: int) -> np.ndarray:
         firsts = self.groups[i] * self.block

@@ -155,39 +155,88 @@ class Table:
         return self.x[part]
 
 
-def test_h5py_zarr_and_arrow(tmp_path: Path) -> None:
-    found = 0
+class Stored(Table):
+    """A table that keeps its rows in chunks, as h5py and zarr do; remembers what was asked for."""
+
+    def __init__(self, x: np.ndarray, rows: int) -> None:
+        super().__init__(x)
+        self.shape, self.chunks, self.asked = x.shape, (rows, *x.shape[1:]), []
+
+    def __getitem__(self, part: slice) -> Any:
+        self.asked.append((part.start, part.stop))
+        return super().__getitem__(part)
+
+
+def test_what_is_stored_together_is_read_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(minifast.rows, "NEARBY_SLICED", 0)
+    monkeypatch.setattr(minifast.rows, "CHUNK_BYTES", 100_000)
+    monkeypatch.setattr(minifast.dataloader, "CHUNK_BYTES", 4000)  # 1000 rows: a tenth of them
+    x = np.arange(10_000, dtype=np.int32)
+    table = Stored(x, 100)
+    loader = ArrayLoader(table, bs=50, shuffle=True)
+    table.asked.clear()
+    rows = torch.cat([rows for (rows,) in loader])
+    assert torch.equal(rows.sort().values, torch.arange(10_000))
+    assert len(table.asked) <= 10 * 100  # of each chunk of the table at most once a reading
+    assert all(a // 100 == (b - 1) // 100 or b - a <= 200 for a, b in table.asked)
+
+
+def test_a_stretch_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(minifast.rows, "CHUNK_BYTES", 4 * 50)
+    table = Stored(np.arange(1000, dtype=np.int32), 20)
+    rows = Rows(table)
+    wanted = torch.tensor([999, 3, 3, 500, 1])
+    assert torch.equal(rows.index_select(0, wanted), wanted.int())
+    table.asked.clear()
+    assert torch.equal(rows.index_select(0, torch.arange(1000)), torch.arange(1000).int())
+    assert max(b - a for a, b in table.asked) == 40  # whole chunks, within what memory may take
+
+
+@pytest.mark.parametrize(("stored", "calls"), [(1, 950), (7, 700), (300, 25)])
+def test_by_blocks_each_block_is_read_once(
+    stored: int, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(minifast.rows, "NEARBY_SLICED", 0)
+    table = Stored(np.arange(5000, dtype=np.int32), stored)
+    loader = ArrayLoader(table, bs=9, shuffle="blocks", seed=1)
+    table.asked.clear()
+    rows = torch.cat([rows for (rows,) in loader])
+    assert torch.equal(rows.sort().values, torch.arange(5000))
+    # Where a batch begins in one group and ends in the next, its rows of the next come before it.
+    groups = -(-5000 // (16 * loader._block_rows()))
+    assert sum(b - a for a, b in table.asked) <= 5000 + groups * 8 * (stored - 1)
+    assert len(table.asked) <= calls
+
+
+def a_source(kind: str, folder: Path, x: np.ndarray) -> Any:
+    if kind == "arrow":
+        pa = pytest.importorskip("pyarrow")
+        table = pa.table({str(i): x[:, i] for i in range(x.shape[1])})
+        return Rows(table, lambda t, a, b: np.stack(t.slice(a, b - a).columns, axis=1))
+    if kind == "zarr":
+        return pytest.importorskip("zarr").array(x, chunks=(7, 4))
+    if kind == "dask":
+        return pytest.importorskip("dask.array").from_array(x, chunks=(7, 4))
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(folder / "rows.h5", "w") as file:
+        options = {"chunks": (7, 4), "compression": "gzip"} if kind == "h5py in chunks" else {}
+        file.create_dataset("x", data=x, **options)
+    return h5py.File(folder / "rows.h5")["x"]
+
+
+@pytest.mark.parametrize("kind", ["h5py", "h5py in chunks", "zarr", "dask", "arrow"])
+@pytest.mark.parametrize("shuffle", [False, True, "blocks"])
+def test_other_libraries_arrays(kind: str, shuffle: Any, tmp_path: Path) -> None:
     x, y = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32), np.arange(50)
-    sources: list[Any] = []
-    try:
-        import h5py
-
-        with h5py.File(tmp_path / "rows.h5", "w") as file:
-            file["x"] = x
-        sources.append(h5py.File(tmp_path / "rows.h5")["x"])
-    except ImportError:
-        pass
-    try:
-        import zarr
-
-        sources.append(zarr.array(x, chunks=(7, 4)))
-    except ImportError:
-        pass
-    try:
-        import pyarrow as pa
-
-        table = pa.table({str(i): x[:, i] for i in range(4)})
-        sources.append(Rows(table, lambda t, a, b: np.stack(t.slice(a, b - a).columns, axis=1)))
-    except ImportError:
-        pass
-    for source in sources:
-        found += 1
-        loader = ArrayLoader(source, y, bs=8, shuffle=True)
-        assert loader.away
-        xs, ys = (torch.cat(parts) for parts in zip(*loader, strict=True))
-        assert torch.equal(xs, torch.from_numpy(x)[ys])
-    if not found:
-        pytest.skip("needs h5py, zarr or pyarrow")
+    source = a_source(kind, tmp_path, x)
+    loader = ArrayLoader(source, y, bs=8, shuffle=shuffle)
+    assert loader.away
+    assert loader.arrays[0].stored == (1 if kind in ("h5py", "arrow") else 7)
+    xs, ys = (torch.cat(parts) for parts in zip(*loader, strict=True))
+    assert torch.equal(xs, torch.from_numpy(x)[ys])
+    assert torch.equal(ys.sort().values, torch.arange(50))
+    if kind.startswith("h5py"):
+        source.file.close()
 
 
 # ---- memory, threads, errors -----------------------------------------------------------------
