@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from .core import length
 from .history import History, RunningLoss
 from .metrics import rows_of
 
@@ -124,9 +125,8 @@ class Run:
     def n_batches(self) -> int | None:
         """How many batches an epoch has; None if the loader does not know."""
         loader = self.data.trn_dl
-        sizes = [len(loader)] if hasattr(loader, "__len__") else []
-        if self.team is not None:
-            sizes = [self.team.batches(loader, n) for n in sizes]
+        n = length(loader)
+        sizes = [] if n is None else [n if self.team is None else self.team.batches(loader, n)]
         if self.max_batches is not None:
             sizes.append(self.max_batches)
         return min(sizes, default=None)

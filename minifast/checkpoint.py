@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from .callback import Callback, Run
-from .core import explain
+from .core import explain, length
 from .files import older
+from .sharded import is_sharded, part_like, put_together, put_whole_state, taken_apart, whole_state
 from .storage import (
     CheckpointError,
     as_data,
@@ -66,8 +67,8 @@ def state_of(run: Run) -> dict[str, Any]:
     rows = list(run.history)
     if ended and not (rows and rows[-1]["epoch"] == run.epoch):
         rows.append(run.values)
-    if run.team is not None and run.team.shards(run.net):
-        net, opt = run.team.whole_state(run.net, run.opt)
+    if is_sharded(run.net):
+        net, opt = whole_state(run.net, run.opt)
     else:
         net, opt = run.net.state_dict(), run.opt.state_dict()
     state = {
@@ -81,7 +82,8 @@ def state_of(run: Run) -> dict[str, Any]:
         "grads": _waiting_gradients(run),
         "stepper": [type(run.stepper).__name__, _stepper_state(run)],
         "callbacks": [
-            [type(c).__name__, c.changes_training, c.state_dict()] for c in run.callbacks
+            [type(c).__name__, c.changes_training, put_together(_own(run, c))]
+            for c in run.callbacks
         ],
         "running_loss": run.running_loss.state_dict(),
         "history": rows,
@@ -101,18 +103,23 @@ def _stepper_state(run: Run) -> Any:
     return run.stepper.state_dict() if hasattr(run.stepper, "state_dict") else {}
 
 
+def _own(run: Run, c: Callback) -> dict[str, Any]:
+    """A callback's state; nothing, where it lives in another process."""
+    return {} if c.first_process_only and run.rank else c.state_dict()
+
+
 def _waiting_gradients(run: Run) -> dict[str, Any]:
     """Those that a later batch adds to: there are some where the last step was skipped."""
     named = run.net.named_parameters() if run.skip_step else ()
-    return {name: p.grad for name, p in named if p.grad is not None}
+    return {name: put_together(p.grad) for name, p in named if p.grad is not None}
 
 
 def size_of(run: Run) -> dict[str, int | None]:
     """What must be the same for a run to go on; None where the loader does not tell."""
     loader = run.data.trn_dl
     rows = getattr(loader, "n_rows", None)
-    if rows is None and hasattr(getattr(loader, "dataset", None), "__len__"):
-        rows = len(loader.dataset)
+    if rows is None:
+        rows = length(getattr(loader, "dataset", None))
     return {"rows to train on": rows, "batches in an epoch": run.n_batches}
 
 
@@ -149,7 +156,8 @@ def restore(run: Run, resume: dict[str, Any] | str | Path) -> None:
 
 def _read(run: Run, path: Path) -> dict[str, Any] | None:
     """The state in the file; None if the run is to begin, and to write there."""
-    writes = [Path(c.path) for c in run.callbacks if hasattr(c, "path")]
+    paths = [getattr(c, "path", None) for c in run.callbacks]
+    writes = [Path(p) for p in paths if p is not None]
     if path in writes and not path.exists() and not older(path, 1).exists():
         return None
     return read_state(path)
@@ -158,20 +166,21 @@ def _read(run: Run, path: Path) -> dict[str, Any] | None:
 def _put(run: Run, state: dict[str, Any], origin: str) -> None:
     run.epoch, run.step = state["epoch"], state["step"]
     run.epoch_start = run.step - state["batch"]
-    if run.team is not None and run.team.shards(run.net):
-        run.team.put_whole_state(run.net, run.opt, state["net"], state["opt"])
+    if is_sharded(run.net):
+        put_whole_state(run.net, run.opt, state["net"], state["opt"])
     else:
         put_weights(run.net, state["net"], origin)
         run.opt.load_state_dict(state["opt"])
     for name, p in run.net.named_parameters():
         grad = state["grads"].get(name)
-        p.grad = None if grad is None else grad.to(p.device)
+        p.grad = None if grad is None else part_like(grad, p)
     if hasattr(run.stepper, "load_state_dict"):
         run.stepper.load_state_dict(state["stepper"][1])
     saved = _that_matter(state["callbacks"])
-    for callback, (_, own) in zip(_ours(run.callbacks, saved), saved, strict=True):
-        if own:
-            callback.load_state_dict(own)
+    names = run.net.state_dict() if is_sharded(run.net) else {}
+    for callback, (_, own) in zip(_ours(run, saved), saved, strict=True):
+        if own and not (callback.first_process_only and run.rank):
+            callback.load_state_dict(taken_apart(own, names))
     run.running_loss.load_state_dict(state["running_loss"])
     for row in state["history"]:
         run.history.append(row)
@@ -195,14 +204,14 @@ def _differences(run: Run, state: dict[str, Any]) -> list[str]:
     if state["batch"] or state.get("processes", 1) == _processes(run):
         pairs += [(name, state["given"].get(name), now) for name, now in run.given.items()]
     found += [f"{name}: {then}, here {now}" for name, then, now in pairs if then != now]
-    return found + _other_callbacks(run.callbacks, state["callbacks"])
+    return found + _other_callbacks(run, state["callbacks"])
 
 
-def _other_callbacks(callbacks: Sequence[Callback], saved: Iterable[Any]) -> list[str]:
+def _other_callbacks(run: Run, saved: Iterable[Any]) -> list[str]:
     """Those that only watch, and have nothing to go on with, may come and go."""
     matter = _that_matter(saved)
     then = [name for name, _ in matter]
-    now = [type(c).__name__ for c in _ours(callbacks, matter)]
+    now = [type(c).__name__ for c in _ours(run, matter)]
     return [f"callbacks [{', '.join(then)}], here [{', '.join(now)}]"] if then != now else []
 
 
@@ -210,10 +219,10 @@ def _that_matter(saved: Iterable[Any]) -> list[tuple[str, Any]]:
     return [(name, own) for name, changes, own in saved if changes or own]
 
 
-def _ours(callbacks: Sequence[Callback], matter: list[tuple[str, Any]]) -> list[Callback]:
+def _ours(run: Run, matter: list[tuple[str, Any]]) -> list[Callback]:
     known = {name for name, _ in matter}
     return [
-        c for c in callbacks if c.changes_training or c.state_dict() or type(c).__name__ in known
+        c for c in run.callbacks if c.changes_training or type(c).__name__ in known or _own(run, c)
     ]
 
 
@@ -285,8 +294,9 @@ def random_state(loader: Any) -> dict[str, Any]:
 def set_random_state(state: dict[str, Any], loader: Any) -> None:
     """Puts the generators where `random_state` found them, or where a file says."""
     torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+    here = torch.cuda.device_count() if state["cuda"] else 0
+    for i, each in enumerate(state["cuda"][:here]):  # it may come from a machine with more of them
+        torch.cuda.set_rng_state(each, i)
     inner = state["numpy"]["state"]
     keys = {"key": np.array(inner["key"], dtype=np.uint32), "pos": inner["pos"]}
     np.random.set_state({**state["numpy"], "state": keys})

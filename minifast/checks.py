@@ -265,3 +265,15 @@ def _kind(value: Any) -> str:
         return f"{type(value).__name__} of {len(value)}"
     shape = getattr(value, "shape", None)
     return type(value).__name__ + (f" of shape {tuple(shape)}" if shape is not None else "")
+
+
+def no_batch(name: str, epoch: int = 0) -> str:
+    """A loader that has come to its end before it began."""
+    return explain(
+        f"{name} gives no batch",
+        got="an end before the first batch" + (f" of epoch {epoch}" if epoch else ""),
+        wanted="at least one batch in each epoch",
+        fix="an iterator is used up after one pass: give a list, a DataLoader, an ArrayLoader, or "
+        "an object whose __iter__ begins anew",
+        entry="loaders",
+    )

@@ -85,6 +85,22 @@ def positive(name: str, value: Any, *, fix: str, entry: str) -> Any:
 # ---- tensors -----------------------------------------------------------------------------
 
 
+def length(a: Any) -> int | None:
+    """How many rows, or batches, something has; None if it does not tell.
+
+    A `DataLoader` over a stream has a `__len__` that fails; zarr's arrays have only a shape.
+
+    Examples:
+        >>> length([5, 6, 7]), length(iter([5])), length(torch.zeros(2, 3))
+        (3, None, 2)
+    """
+    try:
+        return len(a)
+    except TypeError:
+        shape = getattr(a, "shape", None)
+        return int(shape[0]) if shape else None
+
+
 def as_tensor(a: Any, name: str = "the array") -> Tensor:
     """The tensor of an array, list or tensor in its own dtype; memory is shared where it can be.
 
@@ -119,6 +135,8 @@ def as_tensor(a: Any, name: str = "the array") -> Tensor:
         array = np.ascontiguousarray(array)
     if array.dtype in (np.uint16, np.uint32, np.uint64):
         array = array.astype(np.int64)  # torch computes with none of these
+    if array.dtype == np.longdouble:
+        array = array.astype(np.float64)  # nor with this
     with warnings.catch_warnings():
         # Of a read-only array, such as a memory map. Batches are copies, so nobody writes to it.
         warnings.filterwarnings("ignore", message=".*not writable.*")

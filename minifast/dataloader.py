@@ -5,15 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .chunks import ChunkedBatches, drawn_order, part_of
 from .core import as_tensor, explain, training_dtype, whole_number
-from .rows import CHUNK_BYTES, Blocks, Order, Rows, ahead, in_order, shuffled, stays_away
+from .rows import Rows, in_order, stays_away
 
 __all__ = ["ArrayLoader"]
 
@@ -36,7 +36,8 @@ class ArrayLoader:
         *arrays: numpy arrays, tensors, lists or memory maps; the first axis counts the rows.
         bs: Rows in a batch; the last one may have fewer.
         shuffle: A new order each time it is iterated. Otherwise rows come in their own order.
-            `"blocks"`, for disks that turn: whole stretches of the file, shuffled among some.
+            `"blocks"`, for disks that turn and files that are compressed: whole stretches of the
+            file, shuffled among some. What is in memory is shuffled as ever.
         seed: Draw the orders from a generator of the loader's own; without one they come from
             torch's global generator, so that `torch.manual_seed` governs them.
         tfm: Called with the `x` of each batch (all but the last array, if there are several);
@@ -101,10 +102,8 @@ class ArrayLoader:
         return self.joins_lone_row and self.ends_in_lone_row
 
     def __iter__(self) -> Batches | ChunkedBatches:
-        if self.away or self.shuffle == "blocks":
-            block = self._block_rows() if self.shuffle == "blocks" else 0
-            order = shuffled(self.n_rows, self.generator, block) if self.shuffle else in_order
-            return ChunkedBatches(self, order, self.together, self.joined)
+        if self.away:
+            return ChunkedBatches(self, drawn_order(self), self.together, self.joined)
         if self.shuffle:
             rows = torch.randperm(self.n_rows, generator=self.generator)
         else:
@@ -132,16 +131,6 @@ class ArrayLoader:
         """
         n, bs = len(self), self.together
         return [self.n_rows - i * bs if i == n - 1 else bs for i in range(first, n)]
-
-    def _chunk_rows(self) -> int:
-        """How many rows are read at a time."""
-        sizes = [a.row_bytes for a in self.arrays if isinstance(a, Rows)]
-        return max(CHUNK_BYTES // max(sum(sizes), 1), 1)
-
-    def _block_rows(self) -> int:
-        """How many rows are a block: sixteen are read at a time, of whole chunks of the source."""
-        stored = max((a.stored for a in self.arrays if isinstance(a, Rows)), default=1)
-        return max(-(-self._chunk_rows() // Blocks.GROUP // stored), 1) * stored
 
     def in_order(self, bs: int) -> Batches | ChunkedBatches:
         """All rows in their own order, whether the loader shuffles or not, `bs` in a batch.
@@ -174,7 +163,7 @@ class ArrayLoader:
             return
         for parts in zip(*(a.split(bs) for a in rest), strict=True):
             if len(parts[0]):  # torch splits nothing into one part of nothing
-                yield tuple(part.to(_dtype(part)) for part in parts)
+                yield tuple(part.to(batch_dtype(part)) for part in parts)
 
 
 def taker(arrays: list[Any], tfm: Callable[..., Any] | None) -> Callable[[Tensor], Batch]:
@@ -189,17 +178,6 @@ def taker(arrays: list[Any], tfm: Callable[..., Any] | None) -> Callable[[Tensor
         x, y = gather
         return lambda rows: (x(rows), y(rows))
     return lambda rows: tuple([each(rows) for each in gather])
-
-
-def part_of(rows: Tensor, part: tuple[int, int]) -> Tensor:
-    """The rows of a batch that one of several processes takes: at least one, to step with.
-
-    Examples:
-        >>> part_of(torch.tensor([5, 6, 7]), (1, 2)), part_of(torch.tensor([5]), (1, 2))
-        (tensor([7]), tensor([5]))
-    """
-    mine = rows.tensor_split(part[1])[part[0]]
-    return mine if len(mine) else rows[:1]
 
 
 class Batches:
@@ -225,66 +203,6 @@ class Batches:
 
     def __next__(self) -> Batch:
         return next(self._batches)
-
-
-class ChunkedBatches:
-    """One pass over arrays of which some are read from elsewhere: an iterator with a length.
-
-    The thread that reads ahead, if there is one, ends with the pass or when this is dropped.
-    """
-
-    def __init__(self, loader: ArrayLoader, order: Order, bs: int, joined: bool = False) -> None:
-        self._length = -(-loader.n_rows // bs) - joined
-        # Without `self`: a generator that held it would be freed late, and its thread with it.
-        self._from = partial(_chunked, loader, order, bs, self._length, loader.part)
-        self._batches = self._from(0)
-
-    def __len__(self) -> int:
-        """The batches of the whole pass, those already taken included."""
-        return self._length
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self._batches
-
-    def __next__(self) -> Batch:
-        return next(self._batches)
-
-    def skip(self, batches: int) -> None:
-        """Goes on behind the first so many, which are not read."""
-        self._batches = self._from(batches)
-
-
-def _chunked(
-    loader: ArrayLoader, order: Order, bs: int, length: int, part: tuple[int, int], skipped: int
-) -> Iterator[Batch]:
-    """The batches behind those skipped; a chunk in memory is taken apart like any arrays."""
-    step = max(loader._chunk_rows() // bs, 1)
-    cuts = order.cuts(bs) if isinstance(order, Blocks) else range(skipped, length, step)
-    skipped = min(skipped, length)
-    cuts = sorted({skipped, length, *(cut for cut in cuts if skipped < cut < length)})
-
-    def read(batches: tuple[int, int]) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-        """The rows of some batches in the order of the file, and where each batch's are."""
-        first, last = batches
-        begin, end = first * bs, loader.n_rows if last == length else last * bs
-        if order is in_order and part[1] == 1:
-            places = torch.arange(end - begin)
-            arrays = [
-                a.between(begin, end) if isinstance(a, Rows) else a[begin:end]
-                for a in loader.arrays
-            ]
-            return arrays, places.tensor_split([i * bs for i in range(1, last - first)])
-        rows_of = order(begin, end).tensor_split([i * bs for i in range(1, last - first)])
-        mine = [part_of(rows, part) for rows in rows_of]
-        rows, ranks = torch.cat(mine).sort()
-        arrays = [
-            a.ascending(rows.numpy()) if isinstance(a, Rows) else a.index_select(0, rows)
-            for a in loader.arrays
-        ]
-        return arrays, ranks.argsort().split([len(batch) for batch in mine])
-
-    for arrays, places in ahead(read, pairwise(cuts)):
-        yield from map(taker(arrays, loader.tfm), places)
 
 
 def _checked_shuffle(shuffle: Any) -> bool | str:
@@ -317,10 +235,10 @@ def _rows(a: Any, name: str, away: bool) -> Any:
             )
         )
     stays = away or (t.dtype == torch.uint8 and t.ndim > 1)
-    return t if stays else t.to(_dtype(t))
+    return t if stays else t.to(batch_dtype(t))
 
 
-def _dtype(t: Tensor | Rows) -> torch.dtype:
+def batch_dtype(t: Tensor | Rows) -> torch.dtype:
     """What a batch of `t` is made of; bytes and truth values are numbers, or labels if 1-D."""
     if t.dtype in (torch.uint8, torch.bool):
         return torch.float32 if t.ndim > 1 else torch.int64
@@ -328,7 +246,7 @@ def _dtype(t: Tensor | Rows) -> torch.dtype:
 
 
 def _gatherer(a: Tensor | Rows) -> Callable[[Tensor], Tensor]:
-    dtype = _dtype(a)
+    dtype = batch_dtype(a)
     select: Callable[[Tensor], Tensor] = partial(a.index_select, 0)
     return select if dtype == a.dtype else lambda rows: select(rows).to(dtype)
 

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .core import T, V, as_tensor, explain, to_np
+from .core import T, V, as_tensor, explain, length, to_np
 from .dataloader import ArrayLoader
+from .rows import Rows, stays_away
 
 __all__ = ["ArraysDataset", "ImageClassifierData", "ModelData", "T", "V", "to_np"]
 
+LABELS = 2**16  # looked through at a time
 Transform = Callable[..., Any]
 Pair = tuple[Any, Any]
 
@@ -42,7 +44,7 @@ class ArraysDataset:
         self.is_multi = self.y.ndim == 2 and not is_reg
 
     def __len__(self) -> int:
-        return len(self.x)
+        return length(self.x) or 0
 
     def __getitem__(self, i: Any) -> tuple[Any, Any]:
         return self.x[i], self.y[i]
@@ -51,7 +53,10 @@ class ArraysDataset:
     def c(self) -> int:  # noqa: D102 - documented with the class
         if self.is_reg or self.is_multi:
             return int(self.y.shape[1]) if self.y.ndim > 1 else 1
-        return int(self.y.max()) + 1
+        if not stays_away(self.y) or isinstance(self.y, np.ndarray):
+            return int(self.y.max()) + 1
+        parts = ArrayLoader(self.y, bs=LABELS)
+        return max(int(labels.max()) for (labels,) in parts) + 1
 
     @property
     def sz(self) -> int:  # noqa: D102 - documented with the class
@@ -130,7 +135,10 @@ class DatasetLoader(ArrayLoader):
 
     def __init__(self, dataset: ArraysDataset, part: str, **options: Any) -> None:
         names = (f"x of {part}", f"y of {part}")
-        y = as_tensor(dataset.y, names[1]).float() if dataset.is_reg else dataset.y
+        y = dataset.y
+        if dataset.is_reg:
+            away = stays_away(y)
+            y = Rows(y, name=names[1], quantity=True) if away else as_tensor(y, names[1]).float()
         super().__init__(dataset.x, y, names=names, **options)
         self.dataset = dataset
 
@@ -208,15 +216,16 @@ class ImageClassifierData(ModelData):
         val_dl = loader("val", _pair("val", val), val_tfm) if val is not None else None
         test_dl = None
         if test is not None:
-            pair = test if isinstance(test, tuple) else (test, _no_labels(len(test), trn[1]))
+            pair = test if isinstance(test, tuple) else (test, _no_labels(test, trn[1]))
             test_dl = loader("test", pair, val_tfm)
         md = cls(path, trn_dl, val_dl, test_dl)
         md.bs, md.classes = bs, classes
         return md
 
 
-def _no_labels(n: int, y: Any) -> np.ndarray:
+def _no_labels(test: Any, y: Any) -> np.ndarray:
     """Zeros in the shape that 0.7 gives a test set without labels."""
+    n = length(test) or 0
     shape = np.shape(y)
     return np.zeros((n, shape[1] if len(shape) > 1 else 1), dtype=np.float32)
 

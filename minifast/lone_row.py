@@ -12,8 +12,9 @@ from torch import nn
 
 from .callback import Run
 from .checkpoint import random_state, set_random_state
-from .core import explain
+from .core import explain, length
 from .dataloader import ArrayLoader
+from .sharded import is_sharded
 from .stepper import split_batch
 
 
@@ -22,7 +23,7 @@ def lone_row_joined(run: Run) -> Iterator[None]:
     """Lets a lone last row go with the batch before it, where BatchNorm cannot take it alone."""
     loader = run.data.trn_dl
     norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in run.net.modules())
-    if run.checks == "off" or not norms or not _ends_in_lone_row(loader) or _takes_one_row(run):
+    if run.checks == "off" or not norms or not _ends_in_lone_row(run) or _takes_one_row(run):
         yield
         return
     if not isinstance(loader, ArrayLoader):
@@ -34,18 +35,21 @@ def lone_row_joined(run: Run) -> Iterator[None]:
         loader.joins_lone_row = before
 
 
-def _ends_in_lone_row(loader: Any) -> bool:
+def _ends_in_lone_row(run: Run) -> bool:
+    loader, processes = run.data.trn_dl, 1 if run.team is None else run.team.size
     if isinstance(loader, ArrayLoader):
         return loader.ends_in_lone_row
-    size, dataset = getattr(loader, "batch_size", None), getattr(loader, "dataset", ())
-    if not isinstance(size, int) or not hasattr(dataset, "__len__") or loader.drop_last:
+    size, rows = getattr(loader, "batch_size", None), length(getattr(loader, "dataset", None))
+    if not isinstance(size, int) or rows is None or loader.drop_last:
         return False
-    rows = len(dataset)
-    return 1 < size < rows and rows % size == 1
+    together, fewest = size * processes, 2 * processes - 1  # of which each has at most one
+    return size > 1 and together < rows and 0 < rows % together <= fewest
 
 
 def _takes_one_row(run: Run) -> bool:
     """Whether a copy of the net, in train mode, takes a batch of one row."""
+    if is_sharded(run.net):  # of which there are no copies
+        return False
     loader = run.data.trn_dl
     state = random_state(loader)
     try:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .callback import Events, Run
 from .checkpoint import random_state, set_random_state
+from .checks import no_batch
 from .core import device_of, explain
 from .dataloader import ArrayLoader
 from .metrics import is_meter, metric_names
@@ -96,16 +97,7 @@ def _complain(run: Run, text: str, certain: bool = True) -> None:
 
 def _check_structure(first: list[Any]) -> None:
     if not first:
-        raise ValueError(
-            explain(
-                "trn_dl gives no batch",
-                got="an end before the first batch",
-                wanted="at least one batch in each epoch",
-                fix="an iterator is used up after one pass: give a list, a DataLoader or an "
-                "ArrayLoader, which begin anew",
-                entry="loaders",
-            )
-        )
+        raise ValueError(no_batch("trn_dl"))
     (batch,) = first
     if isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch) > 1:
         return
@@ -338,6 +330,14 @@ def _metric(name: str, got: str) -> str:
 
 
 # ---- while it runs -----------------------------------------------------------------------
+
+
+def at_epochs_end(run: Run) -> None:
+    """Ends training whose epoch had no batch, or whose loss a GPU tells last of."""
+    if run.step == run.epoch_start:
+        raise ValueError(no_batch("trn_dl", run.epoch))
+    if run.running_loss.is_bad():
+        at_no_number(run)
 
 
 def at_no_number(run: Run) -> None:

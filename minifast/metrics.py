@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .core import explain, to_np
 
@@ -324,8 +324,35 @@ class Meter(Protocol):
         """The value over all batches taken."""
 
 
+def counts_by_class(crit: Any) -> bool:
+    """Whether it is a loss over classes, which divides by the weights of those that count."""
+    return isinstance(crit, nn.NLLLoss | nn.CrossEntropyLoss) or crit in (
+        nn.functional.nll_loss,
+        nn.functional.cross_entropy,
+    )
+
+
+def weight_of(metric: Any, targs: Any) -> float | Tensor:
+    """What a batch's value counts: its rows; for a loss over classes, what it divided its sum by.
+
+    That is the sum of the targets' class weights (1, without `weight=`), without those that
+    `ignore_index` leaves out.
+
+    Examples:
+        >>> crit = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0]))
+        >>> weight_of(crit, torch.tensor([0, 1, 1, -100])), weight_of(accuracy, torch.zeros(4))
+        (tensor(7.), 4)
+    """
+    classes = counts_by_class(metric) and getattr(metric, "reduction", "mean") == "mean"
+    if not classes or not isinstance(targs, Tensor) or targs.is_floating_point():
+        return rows_of(targs)
+    counted = targs != getattr(metric, "ignore_index", -100)
+    weights = getattr(metric, "weight", None)
+    return counted.sum() if weights is None else weights[targs[counted]].sum()
+
+
 class RowMean:
-    """The mean of a function's values, each batch by its number of rows.
+    """The mean of a function's values, each batch by its number of rows, or by `weight_of`.
 
     Values stay tensors where they are ones, so that nothing waits for a GPU before `compute`.
 
@@ -340,25 +367,34 @@ class RowMean:
     def __init__(self, metric: Callable[..., Any]) -> None:
         self.metric = metric
         self.values: list[Any] = []
-        self.rows: list[int] = []
+        self.rows: list[float | Tensor] = []
 
     def update(self, preds: Any, targs: Any) -> None:
         """Takes a batch."""
-        self.add(self.metric(preds, targs), rows_of(targs))
+        self.add(self.metric(preds, targs), weight_of(self.metric, targs))
 
-    def add(self, value: Any, rows: int) -> None:
+    def add(self, value: Any, rows: float | Tensor) -> None:
         """Takes the value over a batch of so many rows."""
         self.values.append(value.detach() if isinstance(value, Tensor) else value)
         self.rows.append(rows)
 
+    def weighed(self) -> list[tuple[float, float]]:
+        """The values so far with what each counts; without those that count nothing."""
+        pairs = zip(_numbers(self.values), _numbers(self.rows), strict=True)
+        return [(value, rows) for value, rows in pairs if rows]
+
     def compute(self) -> float:
         """The mean so far; nan if there was no batch."""
-        if not self.rows:
-            return float("nan")
-        values = self.values
-        if isinstance(values[0], Tensor):
-            values = torch.stack(values).tolist()  # syncs with the GPU, once
-        return float(np.average(values, weights=self.rows))
+        values, rows = zip(*self.weighed(), strict=True) if any(_numbers(self.rows)) else ((), ())
+        return float(np.average(values, weights=rows)) if rows else float("nan")
+
+
+def _numbers(values: list[Any]) -> list[float]:
+    """As Python's numbers; of tensors on a GPU by one look."""
+    if values and all(isinstance(value, Tensor) for value in values):
+        found: list[float] = torch.stack([value.reshape(()) for value in values]).tolist()
+        return found
+    return [float(value) for value in values]
 
 
 class Whole:

@@ -26,7 +26,7 @@ from .mistakes import NOT_YET, explain_failure
 from .prediction import forward, iter_predict, predict, predict_with_targs, rows_in_order
 from .progress import Progress
 from .stepper import Stepper, split_batch
-from .team import heard, join, together
+from .team import failing_together, heard, join, same_net, together
 
 __all__ = [
     "T",
@@ -172,8 +172,8 @@ def _train_epoch(run: Run, stepper: Stepper, events: Events) -> None:
         run.x = run.y = run.preds = run.loss = None
         if run.stopped:
             break
-    if not run.stopped and run.running_loss.is_bad():  # a GPU's may come behind the last batch
-        look.at_no_number(run)
+    if not run.stopped:
+        look.at_epochs_end(run)
 
 
 def _begun(run: Run, events: Events) -> tuple[Iterator[Any], Iterator[int]]:
@@ -223,7 +223,8 @@ def validate(
     check_net(net)
     check_loader(dl)
     metrics = check_list("metrics", metrics, "functions (preds, targs) -> number")
-    with modes_kept(net):
+    with failing_together(), modes_kept(net):
+        same_net(net)
         net.eval()
         return _evaluate(net, dl, crit, metrics, Stepper())
 

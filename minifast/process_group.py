@@ -2,15 +2,65 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import time
 import uuid
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from .core import explain
+
+VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
 PAUSE = 0.005  # seconds between two looks for those who have not come yet
+
+
+def is_helper() -> bool:
+    """Whether one of the processes has started this one, as for a pool: it inherits their names.
+
+    Examples:
+        >>> is_helper()
+        False
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None or "RANK" not in os.environ:
+        return False
+    try:
+        said = Path(f"/proc/{parent.pid}/environ").read_bytes().decode(errors="replace")
+    except OSError:  # not on Linux
+        return False
+    theirs = dict(each.split("=", 1) for each in said.split("\0") if "=" in each)
+    return all(theirs.get(name) == os.environ.get(name) for name in VARIABLES)
+
+
+def world_size() -> int:
+    """How many processes were started together, as the environment says; 1 if it does not.
+
+    Raises:
+        ValueError: if it says what cannot be.
+    """
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return 1
+    said = {name: os.environ.get(name, "") for name in VARIABLES}
+    numbers = [said[name].isdigit() for name in ("RANK", "WORLD_SIZE", "MASTER_PORT")]
+    size = int(said["WORLD_SIZE"]) if numbers[1] else 0
+    if size == 1:
+        return 1
+    if all(numbers) and said["MASTER_ADDR"] and int(said["RANK"]) < size:
+        return size
+    raise ValueError(
+        explain(
+            "the environment does not say which of several processes this is",
+            got=", ".join(f"{name}={value!r}" for name, value in said.items()),
+            wanted="RANK below WORLD_SIZE, and the address and port of the first process",
+            fix="torchrun --nproc-per-node 2 script.py, which sets them; or unset WORLD_SIZE",
+            entry="several-processes",
+        )
+    )
 
 
 def begin_group(timeout: float) -> None:

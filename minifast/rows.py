@@ -9,13 +9,14 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .core import as_tensor, explain
+from .core import as_tensor, explain, length
 
 __all__ = ["Rows"]
 
@@ -39,6 +40,8 @@ class Rows:
         source: Its `len` is the number of rows.
         read: `read(source, begin, end)` gives the rows from `begin` to before `end` as an array;
             without it `source[begin:end]` does.
+        name: What errors call them.
+        quantity: Give them as float32, whatever they are stored as.
 
     Attributes:
         shape, dtype: As of a tensor.
@@ -53,13 +56,19 @@ class Rows:
 
     device = torch.device("cpu")
 
-    def __init__(self, source: Any, read: Slice | None = None, name: str = "the rows") -> None:
-        self.source, self.name = source, name
+    def __init__(
+        self,
+        source: Any,
+        read: Slice | None = None,
+        name: str = "the rows",
+        quantity: bool = False,
+    ) -> None:
+        self.source, self.name, self.quantity = source, name, quantity
         self.slice = read or _part
         self.file = _File.behind(source) if read is None else None
-        n = len(source) if hasattr(source, "__len__") else source.shape[0]  # zarr has no len
+        n = length(source) or 0
         self.row = np.asarray(self.slice(source, 0, min(1, n)))
-        t = as_tensor(self.row.copy(), name)
+        t = self._tensor(self.row.copy())
         self.shape, self.dtype, self.ndim = torch.Size([n, *t.shape[1:]]), t.dtype, t.ndim
         self.row_bytes = max(self.row.nbytes, 1)
         self.stored = stored_together(source) if read is None else 1
@@ -67,15 +76,26 @@ class Rows:
     def __len__(self) -> int:
         return self.shape[0]
 
+    def __deepcopy__(self, memo: Any) -> Rows:
+        return self  # nothing in it changes
+
+    def __reduce__(self) -> Any:
+        """In another process it is read from the same file, by a descriptor of that process."""
+        if self.file is None:
+            read = None if self.slice is _part else self.slice
+            return Rows, (self.source, read, self.name, self.quantity)
+        mapping = self.row.dtype, "r", self.file.offset, (len(self), *self.row.shape[1:])
+        return _mapped_again, (self.file.path, mapping, self.name, self.quantity)
+
     def __getitem__(self, i: int) -> Tensor:
         i = range(len(self))[i]
         return self.between(i, i + 1)[0]
 
     def between(self, begin: int, end: int) -> Tensor:
         """A copy of the rows from `begin` to before `end`."""
-        if self.file is None:
-            return as_tensor(self._sliced(begin, end), self.name)
-        return as_tensor(self._from_file(np.array([begin]), np.array([end])), self.name)
+        if self.file is None:  # whoever reads may give a part of itself, or fill one array anew
+            return self._tensor(self._sliced(begin, end).copy())
+        return self._tensor(self._from_file(np.array([begin]), np.array([end])))
 
     def index_select(self, axis: int, rows: Tensor) -> Tensor:
         """A copy of the rows of these numbers, in their order; read from the first to the last."""
@@ -96,7 +116,11 @@ class Rows:
             if len(firsts) < len(rows):  # several in one stretch, of which some were read over
                 shifts = np.cumsum(ends - begins) - ends
                 read = read[rows + np.repeat(shifts, np.diff(np.append(firsts, len(rows))))]
-        return as_tensor(read, self.name)
+        return self._tensor(read)
+
+    def _tensor(self, read: np.ndarray) -> Tensor:
+        t = as_tensor(read, self.name)
+        return t.float() if self.quantity else t
 
     def _apart(self, rows: np.ndarray) -> np.ndarray:
         """Whether each row is read by another call than the one before it."""
@@ -140,6 +164,7 @@ class _File:
     """
 
     def __init__(self, path: str, offset: int, row_bytes: int) -> None:
+        self.path = str(Path(path).absolute())
         self.descriptor, self.offset, self.row_bytes = os.open(path, FLAGS), offset, row_bytes
         weakref.finalize(self, os.close, self.descriptor)
 
@@ -191,6 +216,10 @@ class _File:
 FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
 
 
+def _mapped_again(path: str, mapping: Any, name: str, quantity: bool) -> Rows:
+    return Rows(np.memmap(path, *mapping), name=name, quantity=quantity)
+
+
 def stays_away(a: Any) -> bool:
     """Whether an array is to be read a chunk at a time: a memory map, h5py's, zarr's, `Rows`."""
     if isinstance(a, np.ndarray):
@@ -232,20 +261,22 @@ def in_order(begin: int, end: int) -> Tensor:
     return torch.arange(begin, end)
 
 
-def shuffled(n: int, generator: torch.Generator | None, block: int = 0) -> Order:
+def shuffled(
+    n: int, generator: torch.Generator | None, blocks: tuple[int, int] | None = None
+) -> Order:
     """An order drawn now: `order(begin, end)` are the rows at those places of it.
 
     Up to some four million rows it is `torch.randperm`, as for arrays in memory; above, where that
-    would grow with the rows, a keyed permutation, of which any part can be computed. With `block`
-    whole blocks of so many rows are drawn, and rows are shuffled among sixteen of those.
+    would grow with the rows, a keyed permutation, of which any part can be computed. With `blocks`
+    whole blocks of so many rows are drawn, and rows are shuffled among so many of those.
 
     Examples:
         >>> order = shuffled(10, torch.Generator().manual_seed(0))
         >>> sorted(order(0, 10).tolist()) == list(range(10))
         True
     """
-    if block:
-        return Blocks(n, block, _key(generator))
+    if blocks is not None:
+        return Blocks(n, *blocks, _key(generator))
     if n <= MOST_LISTED:
         listed = torch.randperm(n, generator=generator)
         return lambda begin, end: listed[begin:end]
@@ -309,15 +340,13 @@ class Blocks:
     random than a true shuffle.
     """
 
-    GROUP = 16
-
-    def __init__(self, n: int, block: int, key: int) -> None:
+    def __init__(self, n: int, block: int, group: int, key: int) -> None:
         self.n, self.block, self.key = n, block, key
         blocks = np.random.default_rng(key).permutation(-(-n // block))
         sizes = np.where(blocks == len(blocks) - 1, n - (len(blocks) - 1) * block, block)
-        self.groups = [blocks[i : i + self.GROUP] for i in range(0, len(blocks), self.GROUP)]
+        self.groups = [blocks[i : i + group] for i in range(0, len(blocks), group)]
         starts = np.concatenate([[0], np.cumsum(sizes)])
-        self.starts = [*starts[: -1 : self.GROUP].tolist(), n]
+        self.starts = [*starts[:-1:group].tolist(), n]
 
     def __call__(self, begin: int, end: int) -> Tensor:
         """The rows at the places from `begin` to before `end`."""
@@ -331,7 +360,7 @@ class Blocks:
         """The numbers of the batches with which groups begin: read up to there, each block once.
 
         Examples:
-            >>> Blocks(100, block=2, key=0).cuts(bs=10)  # groups of 32 rows
+            >>> Blocks(100, block=2, group=16, key=0).cuts(bs=10)  # groups of 32 rows
             [0, 4, 7, 10]
         """
         return [-(-start // bs) for start in self.starts[:-1]]

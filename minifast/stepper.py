@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .callback import Events, Run
+from .core import as_tensor
+from .dataloader import batch_dtype
 from .devices import sent
 
 __all__ = ["Stepper"]
@@ -100,11 +103,17 @@ def split_batch(batch: Any, device: torch.device) -> tuple[Any, Any]:
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """The tensors in `value` on the device; a tensor that is there already is not copied."""
+    """The tensors in `value` on the device; a tensor that is there already is not copied.
+
+    Arrays of numpy become tensors as `ArrayLoader` makes them: of float32, or int64.
+    """
     if isinstance(value, Tensor):
         return sent(value, device)
     if isinstance(value, dict):
         return {key: to_device(v, device) for key, v in value.items()}
     if isinstance(value, tuple | list):
         return tuple([to_device(v, device) for v in value])
+    if isinstance(value, np.ndarray):
+        t = as_tensor(value, "the batch")
+        return sent(t.to(batch_dtype(t)), device)
     return value

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .core import explain
 from .files import older, whole_file
+from .sharded import is_sharded, put_together, taken_apart
 
 __all__ = ["CheckpointError", "load_weights", "save_weights"]
 
@@ -122,7 +123,8 @@ def save_weights(net: nn.Module, path: Path | str) -> None:
     """Writes the net's weights and buffers, whole or not at all.
 
     `torch.load(path)` reads them too. A name that ends in `.safetensors` gives that format, which
-    other programs read (package `safetensors`, `pip install minifast[safetensors]`).
+    other programs read (package `safetensors`, `pip install minifast[safetensors]`). Of a net that
+    lies in parts on several processes (`fully_shard`) the first writes the whole; all have to call.
 
     Raises:
         OSError: if the file cannot be written; the message names it.
@@ -137,6 +139,16 @@ def save_weights(net: nn.Module, path: Path | str) -> None:
         True
     """
     weights = dict(net.state_dict())
+    if not is_sharded(net):
+        _write_weights(weights, path)
+        return
+    weights = put_together(weights)
+    if torch.distributed.get_rank() == 0:
+        _write_weights(weights, path)
+    torch.distributed.barrier()  # it is there when any of them goes on
+
+
+def _write_weights(weights: dict[str, Any], path: Path | str) -> None:
     if Path(path).suffix != ".safetensors":
         write_state(path, weights)
         return
@@ -194,7 +206,9 @@ def put_weights(net: nn.Module, weights: Mapping[str, Any], origin: str) -> None
                 entry="another-net",
             )
         )
-    net.load_state_dict(dict(weights))
+    net.load_state_dict(
+        taken_apart(weights, net.state_dict()) if is_sharded(net) else dict(weights)
+    )
 
 
 def weights_differ(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:

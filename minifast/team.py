@@ -9,23 +9,26 @@ from __future__ import annotations
 import atexit
 import gc
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from itertools import islice
 from threading import Thread
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from .callback import Callback, Events, Run
+from .callback import Callback, Run
 from .checkpoint import random_state, set_random_state, size_of
-from .core import device_of, explain
+from .core import explain
 from .dataloader import ArrayLoader
 from .metrics import RowMean
-from .process_group import begin_group
+from .parts import dealt, joined, share
+from .process_group import begin_group, is_helper, world_size
+from .sharded import is_sharded
 from .stepper import Stepper
+from .together import Agree, Averaging, Together, others
 
 __all__ = ["Team", "join"]
 
@@ -36,6 +39,7 @@ class Team:
     Attributes:
         rank: The number of this process, from 0.
         size: How many there are.
+        rows: Of the batch that is learned from: this process's rows, and those of all.
     """
 
     def __init__(self) -> None:
@@ -43,13 +47,15 @@ class Team:
 
         self.dist = dist
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        self.rows = (1, 1)  # of the batch under way: this process's, and all
+        gpu_only = dist.get_backend() == "nccl"  # as a program's own group may be
+        self.device = torch.device("cuda" if gpu_only else "cpu")
+        self.rows = self.looked_at = (1, 1)
 
     # ---- the same in all -----------------------------------------------------------------
 
     def total(self, *values: float) -> list[float]:
         """The sums over all processes, the same to the bit in each."""
-        t = torch.tensor(values, dtype=torch.float64)
+        t = torch.tensor(values, dtype=torch.float64, device=self.device)
         self.dist.all_reduce(t)
         found: list[float] = t.tolist()
         return found
@@ -77,10 +83,37 @@ class Team:
         """Puts all generators where the first process's are: an epoch's order is one for all."""
         set_random_state(self.from_first(lambda: random_state(loader)), loader)
 
-    def same_buffers(self, net: nn.Module) -> None:
-        """The first process's running averages, for all."""
-        for buffer in net.buffers():
-            self.dist.broadcast(buffer, 0)
+    @torch.no_grad()
+    def same(self, *tensors: Tensor) -> None:
+        """The first process's numbers, for all: weights, running averages."""
+        for t in tensors:
+            if is_lazy(t) or t.numel() == 0:
+                continue
+            if t.layout != torch.strided:
+                t.copy_(self.from_first(t.detach))
+                continue
+            if any(n > 1 and not step for n, step in zip(t.shape, t.stride(), strict=True)):
+                continue  # a number that stands for many cannot be written many times
+            # As bytes, since not every kind of number can be sent.
+            whole = (t.detach() if t.is_cuda else t.detach().to(self.device)).contiguous()
+            self.dist.broadcast(whole.reshape(-1).view(torch.uint8), 0)
+            if whole.data_ptr() != t.data_ptr():
+                t.copy_(whole)
+
+    def same_net(self, net: nn.Module) -> None:
+        """The first process's weights and buffers, for all.
+
+        Raises:
+            RuntimeError: if the processes have different nets.
+        """
+        if is_sharded(net):  # its parts differ, as they should
+            return
+        ours = [(name, str(t.dtype), tuple(t.shape)) for name, t in net.state_dict().items()
+                if isinstance(t, Tensor) and not is_lazy(t)]  # fmt: skip
+        for rank, theirs in enumerate(self.gathered(ours)):
+            if theirs != ours:
+                raise RuntimeError(_other_nets(rank, theirs, self.rank, ours))
+        self.same(*net.parameters(), *net.buffers())
 
     # ---- each its part -------------------------------------------------------------------
 
@@ -98,57 +131,70 @@ class Team:
 
     def parts(
         self, loader: Any, batches: Iterable[Any], sizes: Iterable[int] = ()
-    ) -> Iterator[Any]:
-        """This process's part of each batch; `rows` says how many rows it has, and all have.
+    ) -> Iterator[tuple[tuple[int, int], Any]]:
+        """The rows of this process and of all, and this process's part, of each batch.
 
         An `ArrayLoader` gives parts itself, of batches of `sizes`. Of another loader's batches as
-        many as there are processes are one. A batch with fewer rows than processes leaves some
-        without: they get a row that counts nothing, since all must take each step.
+        many as there are processes are one, and every process's loader gives the same ones. A batch
+        with fewer rows than processes leaves some without: they get a row that counts nothing,
+        since all must take each step.
         """
         if isinstance(loader, ArrayLoader):
             for n, batch in zip(sizes, batches, strict=False):
-                self.rows = share(n, self.rank, self.size), n
-                yield batch
+                yield (share(n, self.rank, self.size), n), batch
             return
+        _check_not_dealt(loader, self.size)
         batches = iter(batches)
-        while group := list(islice(batches, self.size)):
-            whole = joined(group)
-            n = len(first_tensor(whole))
-            self.rows = share(n, self.rank, self.size), n
-            places = torch.arange(n).tensor_split(self.size)[self.rank]
-            yield taken(whole, places if len(places) else torch.zeros(1, dtype=torch.int64))
+        while True:
+            group = list(islice(batches, self.size))
+            counts = self.total(len(group), len(group) ** 2)
+            if counts != [len(group) * self.size, len(group) ** 2 * self.size]:
+                raise RuntimeError(_not_as_many(loader, len(group)))
+            if not group:
+                return
+            mine, n, part = dealt(group, self.rank, self.size)
+            yield (mine, n), part
 
     def batches(self, loader: Any, n: int) -> int:
         """How many batches of all processes n of the loader's are."""
         return n if isinstance(loader, ArrayLoader) else -(-n // self.size)
 
     def training_parts(self, loader: Any, batches: Iterable[Any], done: int) -> Iterator[Any]:
-        """`parts` of an epoch of which so many batches were taken before."""
+        """The parts of an epoch of which so many batches were taken before."""
         sizes = loader.batch_rows(done) if isinstance(loader, ArrayLoader) else ()
-        return self.parts(loader, batches, sizes)
+        for rows, part in self.parts(loader, batches, sizes):
+            self.rows = rows
+            yield part
 
     def in_order(self, loader: Any, bs: int) -> Iterator[Any]:
-        """`parts` of all rows in their own order, `bs` of them (of all processes) at a time."""
-        if not isinstance(loader, ArrayLoader):
-            return self.parts(loader, loader)
-        n, rest = divmod(loader.n_rows, bs)
-        with self.sharing(loader):
-            return self.parts(loader, loader.in_order(bs), [bs] * n + [rest] * (rest > 0))
+        """The parts of all rows in their own order, `bs` of them (of all processes) at a time."""
+        if isinstance(loader, ArrayLoader):
+            n, rest = divmod(loader.n_rows, bs)
+            with self.sharing(loader):
+                parts = self.parts(loader, loader.in_order(bs), [bs] * n + [rest] * (rest > 0))
+        else:
+            self.same_random(loader)  # it may shuffle
+            parts = self.parts(loader, loader)
+        for rows, part in parts:
+            self.looked_at = rows
+            yield part
 
     def update(self, meter: Any, preds: Any, y: Any) -> None:
         """Lets a metric take a batch: a mean over rows its part, any other all of it."""
         if not isinstance(meter, RowMean):
             meter.update(self.whole(preds), self.whole(y))
-        elif self.rows[0]:
+        elif self.looked_at[0]:
             meter.update(preds, y)
 
     def computed(self, meter: Any) -> Any:
         """A metric's value over the rows of all."""
         if not isinstance(meter, RowMean):
             return meter.compute()
-        values = [float(v) * n for v, n in zip(meter.values, meter.rows, strict=True)]
-        total, rows = self.total(math.fsum(values), sum(meter.rows))
-        return total / rows if rows else math.nan
+        pairs = meter.weighed()
+        total, weight = self.total(
+            math.fsum(value * weight for value, weight in pairs), sum(w for _, w in pairs)
+        )
+        return total / weight if weight else math.nan
 
     def skipped(self, loader: Any, batches: int) -> int:
         """How many of the loader's own batches so many of all processes are."""
@@ -156,50 +202,12 @@ class Team:
 
     def whole(self, value: Any) -> Any:
         """The rows that all processes have of a batch, in their order, on the CPU."""
-        mine = self.rows[0]
-        if value is None:
-            return None
-        return torch.cat([t for t in self.gathered(value.detach().cpu()[:mine]) if len(t)])
-
-    # ---- nets that lie in parts on several processes ---------------------------------------
-
-    def shards(self, net: nn.Module) -> bool:
-        """Whether the net's parameters lie in parts on several processes (`fully_shard`)."""
-        from torch.distributed.tensor import DTensor
-
-        return any(isinstance(p, DTensor) for p in net.parameters())
-
-    def whole_state(self, net: nn.Module, opt: torch.optim.Optimizer) -> tuple[Any, Any]:
-        """The states of a sharded net and its optimizer as of one that is not, on the CPU.
-
-        The first process has them whole, the others may have less.
-        """
-        from torch.distributed.checkpoint import state_dict as dcp
-
-        options = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)
-        weights = dcp.get_model_state_dict(net, options=options)
-        parts: Any = dcp.get_optimizer_state_dict(net, opt, options=options).get("state", {})
-        names, groups = _names_and_groups(net, opt)
-        state = {i: parts[name] for i, name in enumerate(names) if name in parts}
-        return weights, {"state": state, "param_groups": groups}
-
-    def put_whole_state(
-        self, net: nn.Module, opt: torch.optim.Optimizer, weights: Any, state: Any
-    ) -> None:
-        """Gives each process its part of what `whole_state` gave, or an ordinary net's state."""
-        from torch.distributed.checkpoint import state_dict as dcp
-
-        options = dcp.StateDictOptions(full_state_dict=True)
-        dcp.set_model_state_dict(net, weights, options=options)
-        names, _ = _names_and_groups(net, opt)
-        named: Any = {
-            "state": {names[i]: part for i, part in state["state"].items()},
-            "param_groups": [
-                {**group, "params": [names[i] for i in group["params"]]}
-                for group in state["param_groups"]
-            ],
-        }
-        dcp.set_optimizer_state_dict(net, opt, named, options=options)
+        if isinstance(value, tuple | list):
+            return tuple(map(self.whole, value))
+        if not isinstance(value, Tensor):
+            return value
+        mine = value.detach().cpu()[: self.looked_at[0]]
+        return joined([t for t in self.gathered(mine) if len(t)])
 
     # ---- training ------------------------------------------------------------------------
 
@@ -209,9 +217,14 @@ class Team:
         with ExitStack() as stack:
             stack.enter_context(self.failing_together())
             stack.enter_context(self.sharing(run.data.trn_dl, run.data.val_dl))
-            if not self.shards(run.net):  # fully_shard has hooks of its own
-                stack.enter_context(gradients_averaged(run.net))
-            yield Together(self, stepper)
+            self.same_net(run.net)
+            self.same(*others(run.net, run.opt))
+            averaging = None
+            if not is_sharded(run.net):  # fully_shard has hooks of its own
+                averaging = stack.enter_context(Averaging().of(run.net))
+            yield Together(self, stepper, averaging)
+            self.same(*run.net.buffers())
+            self.total(0.0)  # whoever ends otherwise has said so by now
 
     @contextmanager
     def failing_together(self) -> Iterator[None]:
@@ -223,6 +236,8 @@ class Team:
         try:
             yield
         except BaseException as error:
+            if not self.dist.is_initialized():  # they have parted, in a call within this one
+                raise
             mine = f"{self.rank}:{type(error).__name__}: {error}"
             store = self.dist.distributed_c10d._get_default_store()
             told = answered(lambda: store.compare_set("minifast/error", "", mine).decode())
@@ -231,112 +246,28 @@ class Team:
             if told is None:  # the store went with the process that had it, or is cut off
                 raise
             rank, _, text = told.partition(":")
-            if text == mine.partition(":")[2]:
+            if text == mine.partition(":")[2] or _is_own(error, text):
                 raise
             raise RuntimeError(f"process {rank} ended with {text}") from error
 
 
-class Together(Stepper):
-    """A step that all processes take, each on its part of the batch."""
-
-    def __init__(self, team: Team, stepper: Stepper) -> None:
-        self.team, self.inner = team, stepper
-
-    def forward(self, net: nn.Module, x: Any) -> Any:
-        """The inner stepper's."""
-        return self.inner.forward(net, x)
-
-    def step(self, run: Run, events: Events) -> Tensor:
-        """The inner stepper's step; gives the loss over all rows of the batch."""
-        mine, all_rows = self.team.rows
-        # Averaged over processes, the gradients are then those of the mean over rows.
-        loss = self.inner.step(run, Weighing(events, mine * self.team.size / all_rows))
-        (total,) = self.team.total(float(loss.detach()) * mine if mine else 0.0)
-        return torch.tensor(total / all_rows)
+def _is_own(error: BaseException, told: str) -> bool:
+    """Whether it is an error that this process has made itself, as others did, in its words."""
+    closed = isinstance(error, RuntimeError)  # as when another has closed its connections
+    return not closed and told.startswith(f"{type(error).__name__}:")
 
 
-class Weighing(Events):
-    """The events of a step; behind all who listen the loss is weighed by the part's rows."""
-
-    def __init__(self, events: Events, weight: float) -> None:
-        self.events, self.weight = events, weight
-        for name in ("on_batch_begin", "on_backward_end", "on_batch_end"):
-            setattr(self, name, getattr(events, name))
-
-    def on_backward_begin(self, run: Run) -> None:
-        self.events.on_backward_begin(run)
-        if self.weight != 1:
-            run.loss = run.loss * self.weight
+def failing_together() -> AbstractContextManager[None]:
+    """`Team.failing_together`, where there are several processes."""
+    team = join()
+    return nullcontext() if team is None else team.failing_together()
 
 
-class Agree(Callback):
-    """Lets a stop that one process asked for be everybody's, at the same batch.
-
-    Running averages are the first process's wherever a net is looked at: each has seen other rows.
-    """
-
-    def __init__(self, team: Team) -> None:
-        self.team = team
-
-    def on_epoch_begin(self, run: Run) -> None:
-        self._agree(run)
-
-    def on_batch_end(self, run: Run) -> None:
-        self._agree(run)
-
-    def on_validate_begin(self, run: Run) -> None:
-        self.team.same_buffers(run.net)
-
-    def on_epoch_end(self, run: Run) -> None:
-        self.team.same_buffers(run.net)  # without validation it was not done yet
-        self._agree(run)
-
-    def _agree(self, run: Run) -> None:
-        if self.team.total(run.asked is not None)[0]:
-            self.team.same_buffers(run.net)
-            told = [asked for asked in self.team.gathered(run.asked) if asked is not None]
-            run.stopped = run.stopped or told[0][0]
-            run.paused = all(paused for _, paused in told)
-            run.asked = None
-
-
-@contextmanager
-def gradients_averaged(net: nn.Module) -> Iterator[None]:
-    """While it lasts a backward pass through the net averages the gradients over all processes.
-
-    torch's DistributedDataParallel wants to be called in the net's place. Its two halves are hooked
-    to the net instead, as torch's own `replicate` does, so that the net stays the user's: names in
-    its state, type, attributes, and any stepper that calls it.
-    """
-    held: dict[str, Any] = {"learns": None, "ddp": None, "now": False}
-
-    def before(module: nn.Module, args: Any, kwargs: Any) -> Any:
-        learns = [p.requires_grad for p in module.parameters()]
-        held["now"] = module.training and torch.is_grad_enabled() and any(learns)
-        if not held["now"]:
-            return args, kwargs
-        if learns != held["learns"]:  # the first time, and where a callback has frozen some
-            held["learns"], held["ddp"] = learns, None
-            # A parameter that a batch leaves out has no gradient then, as in one process. torch
-            # warns if there is none such, so there is one.
-            both = nn.Module()
-            both.net, both.unused = module, nn.Parameter(torch.zeros(1, device=device_of(module)))
-            held["ddp"] = nn.parallel.DistributedDataParallel(both, find_unused_parameters=True)
-        return held["ddp"]._pre_forward(*args, **kwargs)
-
-    def after(module: nn.Module, args: Any, output: Any) -> Any:
-        return held["ddp"]._post_forward(output) if held["now"] else output
-
-    hooks = [
-        net.register_forward_pre_hook(before, prepend=True, with_kwargs=True),
-        net.register_forward_hook(after),
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        held.clear()  # an error's traceback keeps this frame, and must not keep the connections
+def same_net(net: nn.Module) -> None:
+    """`Team.same_net`, where there are several processes."""
+    team = join()
+    if team is not None:
+        team.same_net(net)
 
 
 def heard(run: Run, callbacks: Sequence[Callback]) -> list[Callback]:
@@ -374,56 +305,42 @@ def answered(ask: Callable[[], str], seconds: float = 10) -> str | None:
     return found[0] if found else None
 
 
-# ---- batches and their parts -------------------------------------------------------------
+# ---- what cannot be ----------------------------------------------------------------------
 
 
-def share(n: int, rank: int, size: int) -> int:
-    """How many of n rows a process has, as `tensor_split` deals them.
-
-    Examples:
-        >>> [share(10, rank, 4) for rank in range(4)]
-        [3, 3, 2, 2]
-    """
-    return n // size + (rank < n % size)
-
-
-def first_tensor(batch: Any) -> Tensor:
-    """One of a batch's tensors."""
-    if isinstance(batch, Tensor):
-        return batch
-    parts = batch.values() if isinstance(batch, dict) else batch
-    return first_tensor(next(iter(parts)))
+def _other_nets(rank: int, theirs: list[Any], here: int, ours: list[Any]) -> str:
+    differ = [each for each in ours if each not in theirs] or ours[len(theirs) :]
+    return explain(
+        "the processes have different nets",
+        got=f"process {here} has {len(ours)} weights, {rank} {len(theirs)}; first: {differ[:1]}",
+        wanted="the same layers in each",
+        fix="build the net by the same code in each process",
+        entry="several-processes",
+    )
 
 
-def joined(batches: list[Any]) -> Any:
-    """Several batches as one.
-
-    Examples:
-        >>> joined([(torch.zeros(2, 3), torch.zeros(2)), (torch.ones(1, 3), torch.ones(1))])[1]
-        tensor([0., 0., 1.])
-    """
-    one = batches[0]
-    if isinstance(one, Tensor):
-        return torch.cat(batches)
-    if isinstance(one, dict):
-        return {key: joined([b[key] for b in batches]) for key in one}
-    return tuple(joined(list(parts)) for parts in zip(*batches, strict=True))
-
-
-def taken(batch: Any, rows: Tensor) -> Any:
-    """Some rows of a batch."""
-    if isinstance(batch, Tensor):
-        return batch[rows]
-    if isinstance(batch, dict):
-        return {key: taken(part, rows) for key, part in batch.items()}
-    return tuple(taken(part, rows) for part in batch)
+def _check_not_dealt(loader: Any, size: int) -> None:
+    sampler = getattr(loader, "sampler", None)
+    if isinstance(sampler, torch.utils.data.DistributedSampler) and sampler.num_replicas > 1:
+        raise ValueError(
+            explain(
+                "the loader's rows were dealt out already, and fit deals them again",
+                got=f"a DistributedSampler of {sampler.num_replicas}, in {size} processes",
+                wanted="a loader of all rows in each process",
+                fix="DataLoader(data, batch_size, shuffle=True), without the sampler",
+                entry="several-processes",
+            )
+        )
 
 
-def _names_and_groups(net: nn.Module, opt: torch.optim.Optimizer) -> tuple[list[str], Any]:
-    """The optimizer's parameters by name, in the order of its own state, and its groups."""
-    of = {id(p): name for name, p in net.named_parameters()}
-    names = [of[id(p)] for group in opt.param_groups for p in group["params"]]
-    return names, opt.state_dict()["param_groups"]
+def _not_as_many(loader: Any, here: int) -> str:
+    return explain(
+        "the processes' loaders do not give the same batches",
+        got=f"{here} of {type(loader).__name__} here, and another number elsewhere",
+        wanted="the same batches in each process, of which fit takes each its part",
+        fix="give each process's loader the same rows; a stream that differs needs steps=",
+        entry="several-processes",
+    )
 
 
 # ---- joining -----------------------------------------------------------------------------
@@ -436,30 +353,39 @@ def join(timeout: float = 600) -> Team | None:
     """The team, if `torchrun` (or the like) has started several processes; else None.
 
     The process group is made at the first call, for the CPU and for GPUs, unless the program has
-    made one itself, and is taken down when the program ends. `fit` and `predict` call it.
+    made one itself, and is taken down when the program ends. `fit` and `predict` call it. Processes
+    that one of the team starts by `multiprocessing`, such as a pool's, belong to none (on Linux).
 
     Args:
         timeout: Seconds, of the first call: who is silent for longer while others wait is lost.
 
     Raises:
         RuntimeError: after an error that has parted the processes.
+        ValueError: if the environment is none that a launcher makes.
     """
     global _team
-    if _team is None and int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
-        if _parted is not None:
-            raise RuntimeError(
-                explain(
-                    "the processes have parted",
-                    got=f"a call after: {_parted}",
-                    wanted="all of them, from the start",
-                    fix="torchrun --max-restarts 3 with a Checkpoint, or start again",
-                    entry="several-processes",
-                )
+    dist = torch.distributed
+    made = dist.is_available() and dist.is_initialized()
+    if is_helper() and (_team is not None or not made):  # a fork has its parent's team, too
+        return None
+    if _team is not None and made:
+        return _team
+    if _parted is not None:
+        raise RuntimeError(
+            explain(
+                "the processes have parted",
+                got=f"a call after: {_parted}",
+                wanted="all of them, from the start",
+                fix="torchrun --max-restarts 3 with a Checkpoint, or start again",
+                entry="several-processes",
             )
-        if not torch.distributed.is_initialized():
-            begin_group(timeout)
-            atexit.register(_leave)
-        _team = Team()
+        )
+    if (dist.get_world_size() if made else world_size()) < 2:
+        return None
+    if not made:
+        begin_group(timeout)
+        atexit.register(_leave)
+    _team = Team()
     return _team
 
 

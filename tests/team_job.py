@@ -1,20 +1,26 @@
 """What the tests of several processes run in each of them: `python team_job.py NAME FOLDER BS`."""
 
 import contextlib
+import copy
+import io
+import itertools
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn, optim
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import minifast
+import minifast.prediction
 from minifast import ImageClassifierData, ModelData, Run, accuracy, fit, predict
 from minifast.metrics import whole_epoch
 from minifast.plugins import (
@@ -26,8 +32,11 @@ from minifast.plugins import (
     Freeze,
     GradAccumulation,
     GradClip,
+    GradientStats,
     OneCycle,
+    SaveBest,
 )
+from minifast.stepper import Stepper
 from minifast.team import join
 
 RANK, SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -69,7 +78,103 @@ class Seen(minifast.Callback):
 
     def on_batch_begin(self, run: Run) -> None:
         mine = run.team.rows[0] if run.team is not None else len(run.y)
-        self.rows.setdefault(run.epoch, []).extend(run.x[:mine, 0].tolist())
+        x = run.x[0] if isinstance(run.x, tuple) else run.x
+        self.rows.setdefault(run.epoch, []).extend(x.flatten(1)[:mine, 0].tolist())
+
+
+class Tempered(nn.Module):
+    """A loss with a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.t = nn.Parameter(torch.tensor(1.0 + RANK))
+
+    def forward(self, preds: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(preds * self.t, y)
+
+
+class Named(nn.Module):
+    """A net whose batches have names beside the numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = a_net(7 + RANK)
+
+    def forward(self, x: torch.Tensor, names: list[str]) -> torch.Tensor:
+        assert [float(name) for name in names] == x[:, 0].tolist()
+        preds: torch.Tensor = self.inner(x)
+        return preds
+
+
+class Pooled(nn.Module):
+    """A net of rows that are as long as the longest of their batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = a_net(7 + RANK)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        preds: torch.Tensor = self.inner(x.sum(1))
+        return preds
+
+
+def named(rows: list[Any]) -> Any:
+    x, y = torch.utils.data.default_collate(rows)
+    return x, [str(float(row[0][0])) for row in rows], y
+
+
+def padded(rows: list[Any]) -> Any:
+    """Rows of lengths that differ, filled up to the longest."""
+    y = torch.stack([label for _, label in rows])
+    parts = [each.expand(1 + int(label), 6) for each, label in rows]
+    return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True), y
+
+
+def data(kind: str, folder: Path, bs: int) -> Any:
+    x, y, x_valid, y_valid = arrays()
+    if kind == "ignored":
+        y = np.where(np.arange(len(y)) % 4 == 1, -100, y)
+    if kind in ("loader", "named", "padded"):
+        trn, val = (
+            TensorDataset(torch.from_numpy(a), torch.from_numpy(b))
+            for a, b in ((x, y), (x_valid, y_valid))
+        )
+        collate: Any = {"named": named, "padded": padded}.get(kind)
+        return ModelData(
+            folder,
+            DataLoader(trn, bs, shuffle=True, collate_fn=collate),
+            DataLoader(val, bs, shuffle=kind == "loader", collate_fn=collate),
+        )
+    if kind == "map":
+        if RANK == 0:
+            np.save(folder / "x.npy", x)
+        team = join()
+        if team is not None:
+            team.total(0.0)
+        x = np.load(folder / "x.npy", mmap_mode="r")
+    return ImageClassifierData.from_arrays(folder, (x, y), (x_valid, y_valid), bs=bs)
+
+
+def net_of(kind: str) -> Any:
+    """Each process its own: the first one's are all's. Parts of a sharded net are put together."""
+    net = a_net(7 if kind == "sharded" else 7 + RANK)
+    if kind == "spare":
+        return WithSpare(net)
+    if kind == "sharded":
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        join()
+        mesh = init_device_mesh("cpu", (SIZE,))
+        for part in (net[0], net[2], net):
+            fully_shard(part, mesh=mesh)
+    return {"named": Named, "padded": Pooled}.get(kind, lambda: net)()
+
+
+LOSSES: dict[str, Callable[[], Any]] = {
+    "weighted": lambda: nn.CrossEntropyLoss(weight=torch.tensor([0.2, 1.0, 3.0])),
+    "tempered": Tempered,
+}
 
 
 def job(
@@ -81,51 +186,86 @@ def job(
     **options: Any,
 ) -> dict[str, Any]:
     """A fit and its predictions."""
-    x, y, x_valid, y_valid = arrays()
     torch.manual_seed(3)
-    md: Any = ImageClassifierData.from_arrays(folder, (x, y), (x_valid, y_valid), bs=bs)
-    if kind == "map":
-        if RANK == 0:
-            np.save(folder / "x.npy", x)
-        team = join()
-        if team is not None:
-            team.total(0.0)
-        away = np.load(folder / "x.npy", mmap_mode="r")
-        md = ImageClassifierData.from_arrays(folder, (away, y), (x_valid, y_valid), bs=bs)
-    if kind == "loader":
-        trn, val = (
-            TensorDataset(torch.from_numpy(a), torch.from_numpy(b))
-            for a, b in ((x, y), (x_valid, y_valid))
-        )
-        md = ModelData(folder, DataLoader(trn, bs, shuffle=True), DataLoader(val, bs))
-    # Each process its own: the first one's are all's. Parts of a sharded net are put together.
-    net: Any = a_net(7 if kind == "sharded" else 7 + RANK)
-    if kind == "spare":
-        net = WithSpare(net)
-    if kind == "sharded":
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
-
-        join()
-        mesh = init_device_mesh("cpu", (SIZE,))
-        for part in (net[0], net[2], net):
-            fully_shard(part, mesh=mesh)
-    opt = optim.Adam(net.parameters(), 0.01)
+    md, net = data(kind, folder, bs), net_of(kind)
+    crit = LOSSES.get(kind, nn.CrossEntropyLoss)()
+    opt = optim.Adam([*net.parameters(), *crit.parameters()], 0.01)
     seen = Seen()
     history = fit(
-        net, md, epochs, nn.CrossEntropyLoss(), opt, [accuracy, whole_epoch(macro_f1)],
+        net, md, epochs, crit, opt, [accuracy, whole_epoch(macro_f1)],
         [seen, *callbacks], **options,
     )  # fmt: skip
+    if RANK:  # the first process writes, and nobody else
+        minifast.prediction.whole_file = nobody_writes
+    valid = data("arrays" if kind == "loader" else kind, folder, bs).val_dl  # in their order
+    out = predict(net, valid, out=folder / "preds.npy")
     whole = [t.full_tensor() if hasattr(t, "full_tensor") else t for t in net.parameters()]
     return {
-        "weights": torch.cat([t.detach().flatten() for t in whole]),
-        "preds": predict(net, md.val_dl),
+        "weights": torch.cat([t.detach().flatten() for t in [*whole, *crit.parameters()]]),
+        "preds": predict(net, valid),
+        "out": np.array(out),
         "history": [list(row.values()) for row in history],
         "stopped": history.stopped,
         "rows": list(seen.rows.values()),
         "forward": type(net).__name__,
         "hooks": len(net._forward_hooks),
     }
+
+
+class Evals(minifast.Callback):
+    """A net that learns in eval mode, as one whose BatchNorm is frozen."""
+
+    def on_epoch_begin(self, run: Run) -> None:
+        run.net.eval()
+
+
+class Looks(minifast.Callback):
+    """Looks at the net where nobody does."""
+
+    def on_batch_begin(self, run: Run) -> None:
+        if run.step % 3 == 0:
+            minifast.validate(run.net, run.data.val_dl, run.crit)
+            next(minifast.iter_predict(run.net, run.data.val_dl))
+
+
+class Copies(minifast.Callback):
+    """Copies the net, and pulls it to where it was in the beginning."""
+
+    def on_train_begin(self, run: Run) -> None:
+        self.start = [p.detach().clone() for p in run.net.parameters()]
+
+    def on_backward_begin(self, run: Run) -> None:
+        pairs = zip(run.net.parameters(), self.start, strict=True)
+        run.loss = run.loss + 0.1 * sum(((p - s) ** 2).sum() for p, s in pairs)
+
+    def on_epoch_end(self, run: Run) -> None:
+        torch.save(run.net, io.BytesIO())
+        copied = copy.deepcopy(run.net)
+        assert np.array_equal(predict(copied, run.data.val_dl), predict(run.net, run.data.val_dl))
+        self.copied = copied
+
+
+class Counts(minifast.Callback):
+    """Lives in the first process alone, and has something to go on with."""
+
+    first_process_only = True
+
+    def on_train_begin(self, run: Run) -> None:
+        assert RANK == 0
+        self.batches = 0
+
+    def on_batch_end(self, run: Run) -> None:
+        self.batches += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"batches": self.batches}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.batches = state["batches"]
+
+
+def nobody_writes(path: Path) -> Any:
+    raise AssertionError(f"another process than the first writes {path}")
 
 
 def macro_f1(preds: torch.Tensor, targs: torch.Tensor) -> float:
@@ -179,29 +319,61 @@ class FailsInOne(minifast.Callback):
 
 def several(folder: Path, bs: int) -> dict[str, Any]:
     """Much in one start, since that is what takes time."""
-    found = {kind: job(folder, bs, kind) for kind in ("arrays", "map", "loader")}
+    kinds = (
+        "arrays",
+        "map",
+        "loader",
+        "spare",
+        "weighted",
+        "ignored",
+        "tempered",
+        "named",
+        "padded",
+    )
+    found = {kind: job(folder, bs, kind) for kind in kinds}
+    found["evals"] = job(folder, bs, callbacks=[Evals()])
+    found["looks"] = job(folder, bs, callbacks=[Looks()])
+    found["copies"] = job(folder, bs, callbacks=[Copies()])
     found["stop"] = job(folder, bs, callbacks=[StopsInOne(5)])
-    found["spare"] = job(folder, bs, "spare")
     found["accumulated"] = job(folder, bs, callbacks=[GradAccumulation(3), GradClip(0.3), EMA()])
     found["frozen"] = job(folder, bs, callbacks=[Freeze("0"), OneCycle(0.05), SWA(start=1)])
     found["steps"] = job(folder, bs, steps=4)
     stops = [EarlyStopping(patience=1), CSVLogger(folder / "log.csv")]
     found["early"] = job(folder, bs, callbacks=stops, epochs=40)
-    found["saved"] = job(
-        folder, bs, callbacks=[Checkpoint(folder / "run.ckpt"), StopsInOne(5, True)]
-    )
+    found["saved"] = saved(folder, bs)
     return found
+
+
+def saved(folder: Path, bs: int) -> dict[str, Any]:
+    """A run that is broken off, to be gone on with."""
+    path = folder / "run.ckpt"
+    return job(folder, bs, callbacks=[Counts(), Checkpoint(path), StopsInOne(5, True)])
 
 
 def resumed(folder: Path, bs: int, kind: str = "arrays") -> dict[str, Any]:
     path = folder / "run.ckpt"
-    return job(folder, bs, kind, callbacks=[Checkpoint(path, every=2)], resume=path)
+    return job(folder, bs, kind, callbacks=[Counts(), Checkpoint(path, every=2)], resume=path)
+
+
+def paused(folder: Path, bs: int, step: str) -> dict[str, Any]:
+    """A sharded net with much to remember, written by the clock, which each has for itself."""
+    tick = itertools.count(RANK * 40)
+    every = Checkpoint(folder / "run.ckpt", every="10s", clock=lambda: float(next(tick)))
+    stops = [StopsInOne(int(step), True)] if step != "0" else []
+    callbacks = [GradAccumulation(3), GradClip(0.3), GradientStats(), EMA(), SaveBest(), every]
+    resume = folder / "run.ckpt"
+    found = job(
+        folder, bs, "sharded" if SIZE > 1 else "arrays", [*callbacks, *stops], resume=resume
+    )
+    return found
 
 
 def failing(folder: Path, bs: int, event: str, rank: str, step: str, how: str) -> dict[str, Any]:
     """Tells what was raised, and stays alive as a notebook would."""
     fails = FailsInOne(event, int(rank), int(step), how == "kill")
     try:
+        if event in ("validate", "predict"):
+            without_fit(event, bs, int(rank) == RANK)
         job(folder, bs, callbacks=[fails], progress=False)
     except (ValueError, RuntimeError) as error:
         (folder / f"raised-{RANK}").write_text(f"{type(error).__name__}: {error}")
@@ -211,6 +383,21 @@ def failing(folder: Path, bs: int, event: str, rank: str, step: str, how: str) -
     if how == "stay":
         sys.stdin.read()  # until the test, which looks at the others, closes it
     return {}
+
+
+def without_fit(what: str, bs: int, fails: bool) -> None:
+    """Looks at a net, with rows that cannot be read in one of the processes."""
+    x, y, *_ = arrays()
+
+    def maybe(xb: torch.Tensor) -> torch.Tensor:
+        if fails:
+            raise ValueError(f"gone at {what}")
+        return xb
+
+    net, loader = a_net(7), minifast.ArrayLoader(x, y, bs=bs, tfm=maybe)
+    if what == "predict":
+        predict(net, loader)
+    minifast.validate(net, loader, nn.CrossEntropyLoss())
 
 
 def restarting(folder: Path, bs: int, rank: str, step: str) -> dict[str, Any]:
@@ -244,9 +431,72 @@ def hosts(folder: Path, bs: int, rank: str, step: str) -> dict[str, Any]:
         subprocess.run(["ip", "link", "set", "eth0", "up"], check=True)
 
 
+class ByHand(Stepper):
+    """Calls the net's layers one by one."""
+
+    def forward(self, net: nn.Module, x: Any) -> Any:
+        for layer in net.children():
+            x = layer(x)
+        return x
+
+
+def refused(folder: Path, bs: int, what: str) -> dict[str, Any]:
+    """What several processes cannot share."""
+    x, y, *_ = arrays()
+    net, options, md = a_net(7), {}, ModelData(".", minifast.ArrayLoader(x, y, bs=bs))
+    if what == "by hand":
+        options["stepper"] = ByHand()
+    if what == "another net" and RANK:
+        net.append(nn.Linear(3, 3))
+    if what == "dealt":
+        join()
+        rows = TensorDataset(torch.from_numpy(x), torch.from_numpy(y))
+        md = ModelData(".", DataLoader(rows, bs, sampler=DistributedSampler(rows)))
+    if what == "unequal":
+        md = ModelData(".", [(torch.zeros(2, 6), torch.zeros(2, dtype=torch.int64))] * (5 + RANK))
+    opt = optim.SGD(net.parameters(), 0.1)
+    try:
+        fit(net, md, 1, nn.CrossEntropyLoss(), opt, progress=False, **options)
+    except (ValueError, RuntimeError) as error:
+        (folder / f"raised-{RANK}").write_text(str(error))
+    return {}
+
+
+def helper(_: int) -> tuple[bool, float]:
+    """Trains in a process of a pool."""
+    x, y, *_ = arrays()
+    net = nn.Linear(6, 3)
+    opt = optim.SGD(net.parameters(), 0.1)
+    md = ModelData(".", minifast.ArrayLoader(x, y))
+    fit(net, md, 1, nn.CrossEntropyLoss(), opt, progress=False)
+    return join() is None, float(net.weight.sum())
+
+
+def pool(folder: Path, bs: int) -> dict[str, Any]:
+    """One of the processes has others work for it, before and after it joins."""
+    found = []
+    for _ in range(2):
+        if RANK == 0:
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as helpers:
+                found += list(helpers.map(helper, [0]))
+        join().total(0.0)  # type: ignore[union-attr]
+    return {"found": found}
+
+
+def own_group(folder: Path, bs: int, rank: str, port: str) -> dict[str, Any]:
+    """A program that makes its process group itself, without torchrun's variables."""
+    address = f"tcp://127.0.0.1:{port}"
+    torch.distributed.init_process_group("gloo", init_method=address, rank=int(rank), world_size=2)
+    found = job(folder, bs)
+    torch.save(found, folder / f"own-{rank}.pt")
+    torch.distributed.destroy_process_group()
+    return found
+
+
 JOBS: dict[str, Callable[..., dict[str, Any]]] = {
     "several": several, "resumed": resumed, "failing": failing, "restarting": restarting,
-    "hosts": hosts,
+    "hosts": hosts, "saved": saved, "paused": paused, "refused": refused, "pool": pool,
+    "own_group": own_group,
 }  # fmt: skip
 
 if __name__ == "__main__":

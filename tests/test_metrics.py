@@ -127,3 +127,18 @@ def test_names():
 
     found = metric_names([two, Third(), two, functools.partial(two, 3), lambda p, t: 0, two])
     assert found == ["two", "Third", "two_2", "two_3", "lambda", "two_4"]
+
+
+@pytest.mark.parametrize("weights", [None, [0.2, 1.0, 3.0]])
+@pytest.mark.parametrize("kind", [nn.CrossEntropyLoss, nn.NLLLoss])
+def test_a_loss_over_classes_counts_what_it_divides_by(kind, weights):
+    torch.manual_seed(0)
+    preds, y = torch.randn(50, 3).log_softmax(1), torch.randint(0, 3, (50,))
+    y[::7] = -100
+    y[:4] = -100  # a batch in which no row counts
+    crit = kind(weight=None if weights is None else torch.tensor(weights))
+    mean = RowMean(crit)
+    for part in torch.arange(50).split([4, 1, 20, 25]):
+        mean.update(preds[part], y[part])
+    assert mean.compute() == pytest.approx(float(crit(preds, y)), rel=1e-6)
+    assert np.isnan(RowMean(crit).compute())

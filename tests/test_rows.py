@@ -1,6 +1,10 @@
 """Rows that memory does not hold: read in chunks, ahead, in a true order; and streams."""
 
+import copy
+import gc
 import itertools
+import math
+import pickle
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +15,7 @@ import pytest
 import torch
 from torch import nn, optim
 
-import minifast.dataloader
+import minifast.chunks
 import minifast.rows
 from minifast import (
     ArrayLoader,
@@ -32,7 +36,7 @@ from minifast.rows import Blocks, Keyed, Rows, shuffled
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many chunks of few rows, so that their borders are in the way."""
-    monkeypatch.setattr(minifast.dataloader, "CHUNK_BYTES", 500)
+    monkeypatch.setattr(minifast.chunks, "CHUNK_BYTES", 500)
     monkeypatch.setattr(minifast.rows, "NEARBY", 50)
 
 
@@ -47,7 +51,7 @@ def mapped(folder: Path, a: np.ndarray, name: str = "x", mode: Any = "r") -> Any
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 64, 65, 1000, 4097])
 def test_each_order_has_each_row_once(n: int) -> None:
     whole = torch.arange(n)
-    for order in (Keyed(n, 7), Blocks(n, 10, 7), shuffled(n, None)):
+    for order in (Keyed(n, 7), Blocks(n, 10, 16, 7), shuffled(n, None)):
         assert torch.equal(order(0, n).sort().values, whole)
         cuts = [0, n // 3, n // 3, n // 2, n]
         parts = [order(a, b) for a, b in itertools.pairwise(cuts)]
@@ -74,7 +78,7 @@ def test_a_computed_order_is_like_one_drawn() -> None:
 
 
 def test_blocks_lie_together() -> None:
-    rows = Blocks(10_000, 100, 3)(0, 10_000)
+    rows = Blocks(10_000, 100, 16, 3)(0, 10_000)
     group = rows[: 16 * 100]
     assert len(set((group // 100).tolist())) == 16
     assert not torch.equal(group, group.sort().values)
@@ -170,7 +174,7 @@ class Stored(Table):
 def test_what_is_stored_together_is_read_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(minifast.rows, "NEARBY_SLICED", 0)
     monkeypatch.setattr(minifast.rows, "CHUNK_BYTES", 100_000)
-    monkeypatch.setattr(minifast.dataloader, "CHUNK_BYTES", 4000)  # 1000 rows: a tenth of them
+    monkeypatch.setattr(minifast.chunks, "CHUNK_BYTES", 4000)  # 1000 rows: a tenth of them
     x = np.arange(10_000, dtype=np.int32)
     table = Stored(x, 100)
     loader = ArrayLoader(table, bs=50, shuffle=True)
@@ -192,7 +196,7 @@ def test_a_stretch_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(b - a for a, b in table.asked) == 40  # whole chunks, within what memory may take
 
 
-@pytest.mark.parametrize(("stored", "calls"), [(1, 950), (7, 700), (300, 25)])
+@pytest.mark.parametrize(("stored", "calls"), [(1, 950), (7, 700), (300, 45)])
 def test_by_blocks_each_block_is_read_once(
     stored: int, calls: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,7 +207,7 @@ def test_by_blocks_each_block_is_read_once(
     rows = torch.cat([rows for (rows,) in loader])
     assert torch.equal(rows.sort().values, torch.arange(5000))
     # Where a batch begins in one group and ends in the next, its rows of the next come before it.
-    groups = -(-5000 // (16 * loader._block_rows()))
+    groups = -(-5000 // math.prod(minifast.chunks.blocks(loader)))
     assert sum(b - a for a, b in table.asked) <= 5000 + groups * 8 * (stored - 1)
     assert len(table.asked) <= calls
 
@@ -350,6 +354,65 @@ def test_a_source_that_gives_other_rows_is_told() -> None:
         ArrayLoader(np.zeros(3), shuffle="rows")
 
 
+def test_rows_in_order_are_copies_too() -> None:
+    x = np.arange(12.0).reshape(6, 2)
+    rows = Rows(Table(x))
+    rows.between(0, 6).zero_()
+    rows[2].zero_()
+    assert x.sum() == 66
+
+
+@pytest.mark.parametrize("waiting", [-1, 0.25])
+def test_whoever_reads_may_fill_one_array_again_and_again(
+    waiting: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(minifast.rows, "WAITING", waiting)  # a thread that reads ahead, and none
+    whole = np.arange(2000.0).reshape(1000, 2)
+    buffer = np.empty((1000, 2))
+
+    def read(source: Any, begin: int, end: int) -> np.ndarray:
+        buffer[: end - begin] = whole[begin:end]
+        return buffer[: end - begin]
+
+    for shuffle in (False, True, "blocks"):
+        loader = ArrayLoader(Rows(whole, read), np.arange(1000), bs=4, shuffle=shuffle)
+        for x, y in loader:
+            assert torch.equal(x, torch.from_numpy(whole).float()[y])
+
+
+def test_copies_read_the_same_file(tmp_path: Path) -> None:
+    a = np.arange(600, dtype=">i4").reshape(200, 3)
+    rows = Rows(mapped(tmp_path, a)[20:120], name="those")
+    same, sent = copy.deepcopy(rows), pickle.dumps(rows)
+    assert len(sent) < 1000  # not the rows
+    del rows
+    gc.collect()
+    others = [(tmp_path / "x.npy").open("rb") for _ in range(20)]  # descriptors of other files
+    for each in (same, pickle.loads(sent)):
+        assert each.name == "those" and each.file is not None
+        assert torch.equal(each.between(5, 7), torch.from_numpy(a[25:27].astype(np.int32)))
+    for file in others:
+        file.close()
+    table = pickle.loads(pickle.dumps(Rows(Table(a))))
+    assert torch.equal(table.between(0, 2), torch.from_numpy(a[:2].astype(np.int32)))
+
+
+def test_labels_that_stay_on_the_disk(tmp_path: Path) -> None:
+    zarr = pytest.importorskip("zarr")
+    x, y = np.zeros((100, 3), np.float32), np.arange(100) % 7
+    away, labels = (zarr.array(a, chunks=(9, *a.shape[1:])) for a in (x, y))
+    md = ImageClassifierData.from_arrays(".", (away, labels), (away, labels), test=away)
+    assert (md.c, len(md.trn_ds), len(md.test_ds), md.sz) == (7, 100, 100, 3)
+    assert predict(nn.Linear(3, 2), md.test_dl).shape == (100, 2)
+
+
+def test_quantities_that_stay_on_the_disk(tmp_path: Path) -> None:
+    y = mapped(tmp_path, np.arange(100, dtype=np.uint8))
+    md = ImageClassifierData.from_arrays(".", (np.zeros((100, 2)), y), None, continuous=True)
+    assert md.trn_dl.away and md.is_reg
+    assert next(iter(md.trn_dl))[1].dtype == torch.float32
+
+
 # ---- resume --------------------------------------------------------------------------------
 
 
@@ -427,6 +490,36 @@ def test_a_file_of_predictions_is_whole_or_not_there(
             predict(net, short[:1], out=wrong)
 
 
+@pytest.mark.parametrize("second", [torch.zeros(10, 2), torch.zeros(10, 3, dtype=torch.double)])
+def test_rows_of_two_kinds_are_no_file(second: torch.Tensor, tmp_path: Path) -> None:
+    batches = [torch.zeros(10, 3), second]
+    with pytest.raises(ValueError, match="cannot take the predictions"):
+        predict(nn.Identity(), Lengthy(batches, 20), out=tmp_path / "preds.npy")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("out", [np.empty(10, int), np.empty(10, bool), torch.empty(10), [], 3])
+def test_no_prediction_is_cut_down_to_fit(out: Any) -> None:
+    with pytest.raises(ValueError, match="cannot take the predictions"):
+        predict(nn.Identity(), [torch.zeros(10)], out=out)
+
+
+def test_predictions_go_into_arrays_of_other_libraries(tmp_path: Path) -> None:
+    zarr = pytest.importorskip("zarr")
+    out = zarr.zeros((10, 2), dtype=np.float64)
+    assert predict(nn.Identity(), [torch.ones(10, 2)], out=out) is out
+    assert out[:].sum() == 20
+
+
+def test_predictions_are_nobodys_rows() -> None:
+    x = np.ones((5000, 3), np.float32)
+    loader = ArrayLoader(x, np.zeros(5000))
+    for net in (nn.Identity(), nn.Flatten()):
+        for preds in iter_predict(net, loader):
+            preds[:] = 7
+    assert x.max() == 1
+
+
 class Lengthy(list[Any]):
     def __init__(self, batches: list[Any], rows: int) -> None:
         super().__init__(batches)
@@ -493,3 +586,63 @@ def test_without_a_length_an_epoch_is_what_there_is() -> None:
     for wrong in (0, 1.5, "all"):
         with pytest.raises((TypeError, ValueError), match="steps"):
             fit(net, md, 1, nn.MSELoss(), optim.SGD(net.parameters(), 0.1), steps=wrong)  # type: ignore
+
+
+class Endless(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
+    """Rows without a length, as a data base or a queue gives them."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[Any]:
+        return ((torch.ones(2), torch.ones(1)) for _ in range(self.rows))
+
+
+@pytest.mark.parametrize("steps", [None, 3])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_dataloader_over_a_stream(steps: int | None, workers: int, tmp_path: Path) -> None:
+    loader = torch.utils.data.DataLoader(Endless(20), batch_size=4, num_workers=workers)
+    net, path = nn.Linear(2, 1), tmp_path / "run.ckpt"
+    opt = optim.SGD(net.parameters(), 0.1)
+    seen: list[int] = []
+
+    class Sees(Callback):
+        def on_batch_end(self, run: Run) -> None:
+            assert run.n_batches == steps
+            seen.append(run.batch)
+
+    fit(
+        net, ModelData(".", loader, loader), 2, nn.MSELoss(), opt,
+        callbacks=[Sees(), Checkpoint(path)], steps=steps, progress=False,
+    )  # fmt: skip
+    assert seen == list(range(steps or 5)) * 2
+    assert predict(net, loader).shape == (20, 1)
+    with pytest.raises(TypeError, match="how many rows"):
+        predict(net, loader, out=tmp_path / "preds.npy")
+
+
+@pytest.mark.parametrize("steps", [None, 5])
+def test_a_stream_that_is_used_up_is_told(steps: int | None) -> None:
+    net = nn.Linear(2, 1)
+    opt = optim.SGD(net.parameters(), 0.1)
+    batches = [(torch.ones(2, 2), torch.ones(2, 1))] * 5
+    with pytest.raises(ValueError, match=r"trn_dl gives no batch\n.*of epoch 1"):
+        fit(
+            net, ModelData(".", iter(batches)), 2, nn.MSELoss(), opt, steps=steps, progress=False
+        )  # fmt: skip
+    with pytest.raises(ValueError, match="the loader gives no batch"):  # nan, it would be
+        fit(net, ModelData(".", batches, iter(batches)), 2, nn.MSELoss(), opt, progress=False)
+    for empty in (iter(()), []):
+        with pytest.raises(ValueError, match="the loader gives no batch"):
+            predict(net, empty)
+
+
+def test_a_stream_may_give_arrays_of_numpy() -> None:
+    def stream() -> Iterator[Any]:
+        for _ in range(5):
+            yield np.random.rand(8, 2), np.arange(8, dtype=np.int32) % 2
+
+    net = nn.Linear(2, 2)
+    opt = optim.SGD(net.parameters(), 0.1)
+    history = fit(net, ModelData(".", stream()), 1, nn.CrossEntropyLoss(), opt, progress=False)
+    assert history[0]["trn_loss"] < 2

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
+from minifast.parts import dealt, rows_in
+from minifast.team import join
 from tests import team_job
 
 DEADLINE = 100  # seconds, after which a launch counts as hanging
@@ -73,6 +76,8 @@ def test_two_processes_at_half_the_batch_are_one_process(tmp_path: Path) -> None
         a, b = first[name], second[name]
         assert torch.equal(a["weights"], b["weights"]), name
         assert a["history"] == b["history"] and np.array_equal(a["preds"], b["preds"])
+        for each in (a, b):
+            assert np.array_equal(each["out"], each["preds"]), name
         for ours, theirs, whole in zip(a["rows"], b["rows"], alone[name]["rows"], strict=True):
             assert sorted(ours + theirs) == sorted(whole), name  # each row once, by one of them
             assert 0 <= len(ours) - len(theirs) <= -(-len(whole) // 16)
@@ -86,3 +91,46 @@ def test_two_processes_at_half_the_batch_are_one_process(tmp_path: Path) -> None
     assert (tmp_path / "log.csv").read_text().count("\n") == 1 + len(first["early"]["history"])
     again = team_job.resumed(tmp_path, 16)  # saved by two, resumed by one
     same(alone["arrays"], again)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"RANK": "0", "WORLD_SIZE": "two", "MASTER_ADDR": "here", "MASTER_PORT": "29500"},
+        {"RANK": "0", "WORLD_SIZE": "2"},
+        {"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "29500"},
+        {"RANK": "-1", "WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "29500"},
+        {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": ""},
+    ],
+)
+def test_an_environment_that_no_launcher_makes(
+    said: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="which of several processes this is"):
+        join()
+    monkeypatch.setenv("WORLD_SIZE", "1")  # alone, whatever else it says
+    assert join() is None
+
+
+def test_a_batch_of_anything_is_dealt_out_whole() -> None:
+    groups: list[list[Any]] = [
+        [(torch.arange(5), ["a", "b", "c", "d", "e"])],
+        [{"x": torch.arange(4), "y": np.arange(4)}, {"x": torch.arange(3), "y": np.arange(3)}],
+        [torch.zeros(3, 2), torch.zeros(3, 5), torch.zeros(2, 4)],
+        [torch.arange(2)],
+    ]
+    for group in groups:
+        dealt_out = [dealt(group, rank, 3) for rank in range(3)]
+        assert sum(mine for mine, _, _ in dealt_out) == sum(map(rows_in, group))
+        assert {n for _, n, _ in dealt_out} == {sum(map(rows_in, group))}
+        for mine, _, part in dealt_out:
+            assert rows_in(part) == max(mine, 1) or mine == 0
+    even, odd = dealt(groups[0], 0, 2), dealt(groups[0], 1, 2)
+    assert even[2][1] + odd[2][1] == ["a", "b", "c", "d", "e"]
+    both = [dealt(groups[1], rank, 2)[2] for rank in (0, 1)]
+    assert [len(part["x"]) for part in both] == [4, 3]
+    assert torch.cat([part["x"] for part in both]).tolist() == [0, 1, 2, 3, 0, 1, 2]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ..callback import Callback, Run
+from ..sharded import lies_in_parts
 
 
 class GradientStats(Callback):
@@ -34,7 +37,8 @@ class GradientStats(Callback):
         """Measures, if the batch steps."""
         grads = [p.grad for p in run.net.parameters() if p.grad is not None]
         if grads and not run.skip_step:
-            self._unread.append(torch.stack(torch._foreach_norm(grads)).norm())
+            norm: Any = torch.stack(torch._foreach_norm(grads)).norm()
+            self._unread.append(norm.full_tensor() if lies_in_parts(norm) else norm)
 
     def on_epoch_end(self, run: Run) -> None:
         """Adds the column."""

@@ -12,6 +12,7 @@ from ..callback import Callback, Run
 from ..dataloader import ArrayLoader
 from ..dataset import ModelData
 from ..model import fit
+from ..team import join
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -128,7 +129,8 @@ def preview(
         {**{k: v for k, v in group.items() if k != "params"}, "params": weights}
         for group, weights in zip(opt.param_groups, groups, strict=True)
     ]
-    x = torch.zeros(batches, 1)
+    team = join()
+    x = torch.zeros(batches * (1 if team is None else team.size), 1)  # of all processes
     md = ModelData(".", ArrayLoader(x, x, bs=1))
     recorder = LossRecorder()
     fit(

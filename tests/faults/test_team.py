@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
 def test_a_run_of_two_goes_on_by_one_by_four_and_sharded(
     tmp_path: Path, alone: dict[str, object]
 ) -> None:
-    results(2, tmp_path, "several", 8)
+    results(2, tmp_path, "saved", 8)
     for name, n, bs, kind in (("four", 4, 4, "arrays"), ("sharded", 2, 8, "sharded")):
         folder = tmp_path / name
         folder.mkdir()
@@ -41,6 +42,55 @@ def test_a_sharded_run_goes_on_by_one(tmp_path: Path, alone: dict[str, object]) 
         same(alone, each)
     (tmp_path / "run.ckpt").unlink()  # of the end; the one before is of a batch in the last epoch
     same(alone, team_job.resumed(tmp_path, 16))
+
+
+def test_a_sharded_run_with_averages_and_waiting_gradients_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "alone").mkdir()
+    alone = team_job.paused(tmp_path / "alone", 16, "0")
+    for stops in (17, 0):  # in the midst of a window of accumulation
+        found, _ = results(2, tmp_path, "paused", 8, stops)
+    for each in found:
+        same(alone, each)
+    (tmp_path / "run.ckpt").unlink()  # the one before is of a batch
+    same(alone, team_job.paused(tmp_path, 16, "0"))
+
+
+WORDS = {
+    "by hand": "did not call the net",
+    "another net": "different nets",
+    "dealt": "dealt out already",
+    "unequal": "do not give the same batches",
+}
+
+
+@pytest.mark.parametrize("what", WORDS)
+def test_what_cannot_be_shared_is_told(tmp_path: Path, what: str) -> None:
+    results(2, tmp_path, "refused", 8, what)
+    for rank in (0, 1):
+        assert WORDS[what] in (tmp_path / f"raised-{rank}").read_text()
+
+
+def test_a_pools_processes_belong_to_no_team(tmp_path: Path) -> None:
+    found, _ = results(2, tmp_path, "pool", 8)
+    assert [alone for alone, _ in found[0]["found"]] == [True, True]
+
+
+def test_a_group_that_the_program_made_itself(tmp_path: Path, alone: dict[str, object]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.team_job", "own_group", str(tmp_path), "8"]
+    processes = [
+        subprocess.Popen(
+            [*command, str(rank), str(port)], env=env, cwd=ROOT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    for rank, (status, _, errors) in enumerate(ended(processes)):
+        assert status == 0, errors
+        same(alone, torch.load(tmp_path / f"own-{rank}.pt", weights_only=False))
 
 
 def fails(folder: Path, event: str, rank: int, step: int, how: str) -> None:
@@ -65,7 +115,7 @@ def fails(folder: Path, event: str, rank: int, step: int, how: str) -> None:
     assert told_text == f"RuntimeError: process {rank} ended with ValueError: gone at {event}"
 
 
-@pytest.mark.parametrize("event", EVENTS)
+@pytest.mark.parametrize("event", [*EVENTS, "validate", "predict"])
 def test_an_error_in_one_ends_all_with_it(tmp_path: Path, event: str) -> None:
     fails(tmp_path / "failing", event, 1, 5, "stay")
 
@@ -107,5 +157,5 @@ def test_workers_killed_at_any_batch(tmp_path: Path, seed: int, alone: dict[str,
 
 
 def test_predictions_of_fewer_rows_than_processes(tmp_path: Path) -> None:
-    found, _ = results(4, tmp_path, "several", 4)
-    assert all(np.array_equal(found[0]["arrays"]["preds"], f["arrays"]["preds"]) for f in found)
+    found, _ = results(4, tmp_path, "resumed", 4)  # of 203 and 57 rows; a last batch has 3 or 1
+    assert all(np.array_equal(found[0]["preds"], f["preds"]) for f in found)

@@ -1,0 +1,198 @@
+"""A step that several processes take together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .callback import Callback, Events, Run
+from .core import device_of, explain
+from .metrics import counts_by_class, weight_of
+from .stepper import Stepper
+
+if TYPE_CHECKING:
+    from .team import Team
+
+__all__: list[str] = []  # of use to `team` alone
+
+
+class Together(Stepper):
+    """A step that all processes take, each on its part of the batch."""
+
+    def __init__(self, team: Team, stepper: Stepper, averaging: Averaging | None) -> None:
+        self.team, self.inner, self.averaging = team, stepper, averaging
+
+    def forward(self, net: nn.Module, x: Any) -> Any:
+        """The inner stepper's."""
+        return self.inner.forward(net, x)
+
+    def step(self, run: Run, events: Events) -> Tensor:
+        """The inner stepper's step; gives the loss over all rows of the batch."""
+        weight, whole = self._weights(run)
+        calls = self.averaging.calls if self.averaging else -1
+        # Averaged over processes, the gradients are then those of the whole batch's loss.
+        share = weight * self.team.size / whole if whole else 0.0
+        loss = self.inner.step(run, Weighing(events, share, self._average_others)).detach()
+        if self.averaging and self.averaging.calls == calls:
+            raise RuntimeError(_not_called(run.stepper))
+        # Summed where it is: on a GPU nobody waits for it.
+        total = loss.double() * weight if weight else torch.zeros_like(loss, dtype=torch.float64)
+        self.team.dist.all_reduce(total)
+        return (total / whole if whole else total * torch.nan).to(loss.dtype)
+
+    def _weights(self, run: Run) -> tuple[float, float]:
+        """What this part's loss counts, and what that of all does."""
+        mine, rows = self.team.rows
+        if getattr(run.crit, "reduction", "mean") == "sum":
+            return float(mine > 0), 1.0
+        if not counts_by_class(run.crit):
+            return mine, rows
+        weight = float(weight_of(run.crit, run.y)) if mine else 0.0
+        return weight, self.team.total(weight)[0]
+
+    def _average_others(self, run: Run) -> None:
+        """Averages the gradients that the net's averaging does not know: those of a loss."""
+        for p in others(run.net, run.opt):
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+            self.team.dist.all_reduce(p.grad)
+            p.grad /= self.team.size
+
+
+def others(net: nn.Module, opt: torch.optim.Optimizer) -> list[Tensor]:
+    """What the optimizer changes and is not the net's: a loss may have parameters."""
+    ours = {id(p) for p in net.parameters()}
+    return [p for group in opt.param_groups for p in group["params"] if id(p) not in ours]
+
+
+class Weighing(Events):
+    """The events of a step; behind all who listen the loss is weighed by what the part counts."""
+
+    def __init__(self, events: Events, share: float, average: Callable[[Run], None]) -> None:
+        self.events, self.share, self.average = events, share, average
+        for name in ("on_batch_begin", "on_batch_end"):
+            setattr(self, name, getattr(events, name))
+
+    def on_backward_begin(self, run: Run) -> None:
+        self.events.on_backward_begin(run)
+        if not self.share:  # the loss over nothing may be nan; the others wait for gradients
+            run.loss = run.preds.sum() * 0 if isinstance(run.preds, Tensor) else run.loss * 0
+        elif self.share != 1:
+            run.loss = run.loss * self.share
+
+    def on_backward_end(self, run: Run) -> None:
+        self.average(run)
+        self.events.on_backward_end(run)
+
+
+class Agree(Callback):
+    """Lets a stop that one process asked for be everybody's, at the same batch.
+
+    Running averages are the first process's wherever a net is looked at: each has seen other rows.
+    """
+
+    def __init__(self, team: Team) -> None:
+        self.team = team
+
+    def on_epoch_begin(self, run: Run) -> None:
+        self._agree(run)
+
+    def on_batch_end(self, run: Run) -> None:
+        self._agree(run)
+
+    def on_validate_begin(self, run: Run) -> None:
+        self.team.same(*run.net.buffers())
+
+    def on_epoch_end(self, run: Run) -> None:
+        self.team.same(*run.net.buffers())  # without validation it was not done yet
+        self._agree(run)
+
+    def _agree(self, run: Run) -> None:
+        if self.team.total(run.asked is not None)[0]:
+            self.team.same(*run.net.buffers())
+            told = [asked for asked in self.team.gathered(run.asked) if asked is not None]
+            run.stopped = run.stopped or told[0][0]
+            run.paused = all(paused for _, paused in told)
+            run.asked = None
+
+
+class Averaging:
+    """Lets a backward pass through the net average the gradients over all processes.
+
+    torch's DistributedDataParallel wants to be called in the net's place. Its two halves are hooked
+    to the net instead, as torch's own `replicate` does, so that the net stays the user's: names in
+    its state, type, attributes, and any stepper that calls it.
+
+    Attributes:
+        calls: How often the net was called to learn.
+    """
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.ddp: Any = None
+        self.learns: list[bool] = []
+        self.now = False
+
+    @contextmanager
+    def of(self, net: nn.Module) -> Iterator[Averaging]:
+        """While it lasts."""
+        hooks = [
+            net.register_forward_pre_hook(_Hook(self.before), prepend=True, with_kwargs=True),
+            net.register_forward_hook(_Hook(self.after)),
+        ]
+        try:
+            yield self
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self.ddp = None  # an error's traceback keeps this, and must not keep the connections
+
+    def before(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """DDP's first half."""
+        learns = [p.requires_grad for p in module.parameters()]
+        self.calls += torch.is_grad_enabled()
+        self.now = torch.is_grad_enabled() and any(learns)
+        if not self.now:
+            return args, kwargs
+        if self.ddp is None or learns != self.learns:  # a callback has frozen some
+            self.learns, self.ddp = learns, None
+            # A parameter that a batch leaves out has no gradient then, as in one process. torch
+            # warns if there is none such, so there is one.
+            both = nn.Module()
+            both.net, both.unused = module, nn.Parameter(torch.zeros(1, device=device_of(module)))
+            self.ddp = nn.parallel.DistributedDataParallel(
+                both, find_unused_parameters=True, init_sync=False
+            )
+            self.ddp.broadcast_buffers = False  # `Agree` sends them when they are looked at
+        return self.ddp._pre_forward(*args, **kwargs)
+
+    def after(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """DDP's second half."""
+        return self.ddp._post_forward(output) if self.now else output
+
+
+class _Hook:
+    """A hook on a net, of which a copy of the net, or one in a file, has a blank."""
+
+    def __init__(self, call: Callable[..., Any] | None = None) -> None:
+        self.call = call
+
+    def __call__(self, *args: Any) -> Any:
+        return self.call(*args) if self.call is not None else None
+
+    def __reduce__(self) -> Any:
+        return _Hook, ()
+
+
+def _not_called(stepper: Stepper) -> str:
+    return explain(
+        "several processes do not learn together: the stepper did not call the net",
+        got=f"a step of {type(stepper).__name__} without a call of net(...)",
+        wanted="net(x), in which the processes' gradients are averaged",
+        fix="call the net as a whole in forward, not its layers one by one; or use one process",
+        entry="several-processes",
+    )
