@@ -79,25 +79,30 @@ class Kept:
 
 def free_memory(device: torch.device) -> int:
     """The bytes that are free on a GPU; 0 for the CPU, where rows are already."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "cuda":  # what torch keeps for later is free, too
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     return 0
 
 
 def sent(t: Tensor, device: torch.device) -> Tensor:
-    """The tensor on another device; nothing waits for it.
+    """The tensor on another device.
 
-    To an NVIDIA GPU memory of the host goes by a pinned copy, on a stream of its own: the GPU
-    computes meanwhile what it was told before.
+    To an NVIDIA GPU memory of the host goes by a pinned copy, on a stream of its own: nothing waits
+    for it, and the GPU computes meanwhile what it was told before.
 
     Examples:
         >>> sent(torch.ones(2), torch.device("meta"))
         tensor(..., device='meta', size=(2,))
     """
-    if device.type != "cuda" or not t.is_cpu or t.layout != torch.strided:
+    if device.type != "cuda":  # elsewhere the copy must be whole before `t` is let go
+        return t.to(device)
+    if not t.is_cpu or t.layout != torch.strided:
         return t.to(device, non_blocking=True)
+    if any(n > 1 and not step for n, step in zip(t.shape, t.stride(), strict=True)):
+        t = t.contiguous()  # of an expanded one each number is pinned once, and written often
     now, own = torch.cuda.current_stream(device), _stream(device)
     with torch.cuda.stream(own):
         there = t.pin_memory().to(device, non_blocking=True)

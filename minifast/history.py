@@ -193,6 +193,7 @@ class RunningLoss:
 
     MOMENTUM = 0.98
     MOST_UNREAD = 1000  # bounds the memory that waits; reading so many costs a moment
+    MOST_AHEAD = 64  # batches that a GPU may be told of beforehand: each holds its memory till then
 
     def __init__(self) -> None:
         self.average = 0.0
@@ -207,7 +208,7 @@ class RunningLoss:
             self.last = value = loss.item()
             self._take(value)
             return value - value != 0  # nan and inf are the numbers that this holds for
-        self.last = loss.detach()
+        self.last = loss.detach().reshape(())
         self.unread.append(self.last)
         if len(self.unread) >= self.MOST_UNREAD:
             self._read()
@@ -218,8 +219,10 @@ class RunningLoss:
         copy = torch.empty((), dtype=loss.dtype, pin_memory=True)
         copy.copy_(loss, non_blocking=True)
         done = torch.cuda.Event()
-        done.record()
+        done.record(torch.cuda.current_stream(loss.device))
         self.coming.append((copy, done))
+        if len(self.coming) > self.MOST_AHEAD:
+            self.coming[0][1].synchronize()
         while self.coming and self.coming[0][1].query():
             if not math.isfinite(self.coming.popleft()[0].item()):
                 return True

@@ -81,6 +81,17 @@ def test_on_the_cpu_cuda_graph_is_the_ordinary_step():
     assert list(example_fit([], stepper=CudaGraph())) == list(example_fit([]))
 
 
+def test_a_run_of_many_gpus_goes_on_where_there_are_fewer():
+    from minifast.checkpoint import random_state, set_random_state
+
+    state = random_state(None) | {"cuda": [torch.zeros(16, dtype=torch.uint8)] * 8}
+    torch.rand(3)
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all() * 8
+    set_random_state(state, None)
+    assert torch.equal(torch.get_rng_state(), state["torch"])
+
+
 # ---- on a GPU ----------------------------------------------------------------------------
 
 
@@ -189,6 +200,61 @@ def test_what_is_sent_is_what_arrives():
         before = t.clone()
         t.zero_()  # the memory is free as soon as it was sent
         assert torch.equal(there.cpu(), before)
+
+
+@gpu
+def test_what_stands_for_many_numbers_is_sent_whole():
+    device = torch.device("cuda", 0)
+    for t in torch.ones(1).expand(8), torch.rand(4, 1, 5).expand(4, 3, 5), torch.rand(6, 4)[:, :2]:
+        assert torch.equal(sent(t, device).cpu(), t)
+    image = torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    assert sent(image, device).is_contiguous(memory_format=torch.channels_last)
+
+
+@gpu
+def test_a_loss_of_one_number_in_a_row_is_read_too(way):
+    crit = lambda preds, y: nn.functional.cross_entropy(preds, y).reshape(1)  # noqa: E731
+    net = nn.Linear(6, 3).cuda()
+    opt = optim.SGD(net.parameters(), lr=0.1)
+    history = fit(net, example_data(), 2, crit, opt, progress=False)
+    assert history[1]["trn_loss"] < history[0]["trn_loss"]
+
+
+@gpu
+def test_the_host_is_not_far_ahead():
+    md = example_data(rows=4000)
+
+    class Ahead(Callback):
+        most = 0
+
+        def on_batch_end(self, run):
+            self.most = max(self.most, len(run.running_loss.coming))
+
+    ahead = Ahead()
+    train(md, callbacks=[ahead], epochs=1, progress=False)
+    assert ahead.most <= 65
+
+
+class Tempered(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.t = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, preds, y):
+        return nn.functional.cross_entropy(preds * self.t, y)
+
+
+@gpu
+def test_a_loss_with_parameters_is_recorded_whole():
+    found = []
+    for stepper in CudaGraph(), None:
+        torch.manual_seed(1)
+        net, crit = nn.Linear(6, 3).cuda(), Tempered().cuda()
+        opt = optim.SGD([*net.parameters(), *crit.parameters()], lr=0.1)
+        fit(net, example_data(rows=310), 3, crit, opt, stepper=stepper, progress=False)
+        assert stepper is None or stepper.recorded is not None
+        found.append(float(crit.t))
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
 @gpu

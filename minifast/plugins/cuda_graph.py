@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..callback import Events, Run, hears
 from ..core import device_of, explain
 from ..stepper import Stepper
+from ..together import others
 
 
 class CudaGraph(Stepper):
@@ -79,27 +80,30 @@ class CudaGraph(Stepper):
 
     def _record(self, run: Run) -> None:
         self.x, self.y = run.x.clone(), run.y.clone()
-        self.graph = torch.cuda.CUDAGraph()
-        self.recorded = None
-        for p in run.net.parameters():
+        self.graph, self.recorded = torch.cuda.CUDAGraph(), None
+        here, side = torch.cuda.current_stream(run.x.device), torch.cuda.Stream(run.x.device)
+        learning = [*run.net.parameters(), *others(run.net, run.opt)]
+        for p in learning:
             p.grad = None  # so that the recording has gradients in memory of its own
+        mode = "thread_local"  # a DataLoader's thread pins memory meanwhile
         try:
-            with torch.cuda.graph(self.graph, stream=torch.cuda.Stream(run.x.device)):
+            with torch.cuda.graph(self.graph, stream=side, capture_error_mode=mode):
                 preds = self.forward(run.net, self.x)
                 loss = run.crit(preds, self.y)
                 loss.backward()
         except RuntimeError as error:
+            torch.cuda.set_stream(here)  # torch leaves its own where the end of it fails
             raise RuntimeError(
                 explain(
                     "the net cannot be recorded as a CUDA graph",
                     got=str(error.__context__ or error).split("\n")[0],  # the end of it fails too
                     wanted="tensors on the GPU, from x to the loss, of which no number is read",
-                    fix="no .item(), print or tensors on the CPU; or no stepper; in a new process",
+                    fix="no .item() or print; keep run.loss.detach(), not run.loss; a new process",
                     entry="steppers",
                 )
             ) from error
         self.preds, self.loss = preds.detach(), loss.detach()
-        self.grads = [(p, p.grad) for p in run.net.parameters()]
+        self.grads = [(p, p.grad) for p in learning]
 
 
 def _why_not(run: Run) -> str:
@@ -109,15 +113,17 @@ def _why_not(run: Run) -> str:
     for callback in run.callbacks:
         if hears(callback, "on_backward_begin"):
             return f"{type(callback).__name__} may change the loss in on_backward_begin"
-    if not (isinstance(run.x, Tensor) and isinstance(run.y, Tensor)):
-        return "x and y are not one tensor each"
-    return "" if run.x.is_cuda and run.y.is_cuda else "x and y are not on an NVIDIA GPU"
+    if torch.is_autocast_enabled("cuda") and torch.is_autocast_cache_enabled():
+        return "torch.autocast around fit keeps a cache; use MixedPrecision"
+    if not all(isinstance(t, Tensor) and t.is_cuda for t in (run.x, run.y)):
+        return "x and y are not one tensor each on an NVIDIA GPU"
+    return ""
 
 
 def _like(run: Run) -> Any:
     """What must be the same for a recording to be this batch's: the fit, shapes, where all lies."""
-    crit = run.crit.buffers() if isinstance(run.crit, nn.Module) else ()
-    tensors = chain(run.net.parameters(), run.net.buffers(), crit)
+    parts = [part for part in (run.net, run.crit) if isinstance(part, nn.Module)]
+    tensors = chain(*((*part.parameters(), *part.buffers()) for part in parts))
     lies = [(t.data_ptr(), t.requires_grad) for t in tensors]
     modes = [module.training for module in run.net.modules()]
     # The history stands for the fit: `run` itself would keep all its data alive.
