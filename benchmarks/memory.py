@@ -5,6 +5,11 @@
 writes files of uint8 rows (784 bytes each, 20 GB at most; `--rows` for fewer) into DIR, trains
 784-100-10 on each with 64 rows in a batch, a process for each figure, turn by turn, and prints
 medians. Files that fit the system's cache are read once beforehand.
+
+    python -m benchmarks.memory --folder DIR --beside
+
+trains on 1 GB in memory, 1 GB in a file and the largest file turn by turn in one process, and
+prints medians of what the files take beside the memory; for a noisy machine.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +34,7 @@ from minifast import ImageClassifierData, fit, iter_predict
 
 COLUMNS, ROUNDS, STEPS = 784, 3, 4000
 CACHED = 5_000_000  # rows: some 4 GB
+BESIDE, BESIDE_ROWS = 25, 1_300_000  # rounds; rows: 1 GB
 
 
 def arguments() -> argparse.Namespace:
@@ -35,6 +42,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path("build/memory"))
     parser.add_argument("--rows", type=int, default=26_000_000, help="of the largest file")
+    parser.add_argument("--beside", action="store_true", help="turn by turn in one process")
     parser.add_argument("--one", nargs=2, metavar=("ROWS", "WHERE"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -52,30 +60,52 @@ def written(folder: Path, n: int) -> None:
         x.flush()
 
 
-def one(folder: Path, n: int, where: str) -> dict[str, float]:
-    """A fit and some predictions on n rows in `memory` or in a `file`."""
-    x, y = (np.load(folder / f"{name}{n}.npy", mmap_mode="r") for name in "xy")
-    if where == "memory":
-        x, y = np.array(x), np.array(y)
+def scale(xb: torch.Tensor) -> torch.Tensor:
+    """What every batch goes through."""
+    return xb / 255 - 0.5
 
-    def scale(xb: torch.Tensor) -> torch.Tensor:
-        return xb / 255 - 0.5
 
-    began = time.perf_counter()
-    md = ImageClassifierData.from_arrays(folder, (x, y), (x, y), tfms=(scale, scale))
-    made = time.perf_counter() - began
-    train = ImageClassifierData.from_arrays(folder, (x, y), None, tfms=(scale, scale))
+def training(pair: Any) -> tuple[Callable[[int], float], int]:
+    """Gives the microseconds that so many steps on the rows take; and the steps of an epoch."""
+    data = ImageClassifierData.from_arrays(".", pair, None, tfms=(scale, scale))
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(COLUMNS, 100), nn.ReLU(), nn.Linear(100, 10))
     opt = optim.SGD(net.parameters(), 0.01)
 
     def steps(count: int) -> float:
         began = time.perf_counter()
-        fit(net, train, 1, nn.CrossEntropyLoss(), opt, steps=count, progress=False)
+        fit(net, data, 1, nn.CrossEntropyLoss(), opt, steps=count, progress=False)
         return (time.perf_counter() - began) * 1e6
 
     steps(50)
-    found = a_step(steps, len(train.trn_dl))
+    return steps, len(data.trn_dl)
+
+
+def beside(folder: Path, sizes: list[int]) -> None:
+    """The same steps on rows in memory and in files, turn by turn."""
+    kinds = [(sizes[0], "memory"), *((n, "file") for n in sizes)]
+    ways = [training(rows(folder, *kind))[0] for kind in kinds]
+    found = [[(way(1500) - way(500)) / 1000 for way in ways] for _ in range(BESIDE)]
+    for i, (n, where) in enumerate(kinds):
+        step, ratio = median(f[i] for f in found), median(f[i] / f[0] for f in found)
+        print(f"{n:10,}  {where:6}  {step:8.1f} us a step, {ratio:.2f} of the memory's")
+
+
+def rows(folder: Path, n: int, where: str) -> Any:
+    """n rows and their labels."""
+    x, y = (np.load(folder / f"{name}{n}.npy", mmap_mode="r") for name in "xy")
+    return (np.array(x), np.array(y)) if where == "memory" else (x, y)
+
+
+def one(folder: Path, n: int, where: str) -> dict[str, float]:
+    """A fit and some predictions on n rows in `memory` or in a `file`."""
+    pair = rows(folder, n, where)
+    began = time.perf_counter()
+    md = ImageClassifierData.from_arrays(folder, pair, pair, tfms=(scale, scale))
+    made = time.perf_counter() - began
+    steps, epoch = training(pair)
+    found = a_step(steps, epoch)
+    net = nn.Sequential(nn.Linear(COLUMNS, 100), nn.ReLU(), nn.Linear(100, 10))
     began = time.perf_counter()
     predicted = sum(len(preds) for preds in islice(iter_predict(net, md.val_dl), 100))
     return {
@@ -119,6 +149,11 @@ def main() -> None:
     args = arguments()
     if args.one:
         print(json.dumps(one(args.folder, int(args.one[0]), args.one[1])))
+        return
+    if args.beside:
+        for n in (BESIDE_ROWS, args.rows):
+            written(args.folder, n)
+        beside(args.folder, [BESIDE_ROWS, args.rows])
         return
     sizes = [n for n in (50_000, 500_000, 1_300_000, CACHED, args.rows) if n <= args.rows]
     kinds = [(n, where) for n in sizes for where in ("memory", "file")]
