@@ -326,10 +326,8 @@ class Meter(Protocol):
 
 def counts_by_class(crit: Any) -> bool:
     """Whether it is a loss over classes, which divides by the weights of those that count."""
-    return isinstance(crit, nn.NLLLoss | nn.CrossEntropyLoss) or crit in (
-        nn.functional.nll_loss,
-        nn.functional.cross_entropy,
-    )
+    functions = nn.functional.nll_loss, nn.functional.cross_entropy
+    return isinstance(crit, nn.NLLLoss | nn.CrossEntropyLoss) or any(crit is f for f in functions)
 
 
 def weight_of(metric: Any, targs: Any) -> float | Tensor:
@@ -385,8 +383,11 @@ class RowMean:
 
     def compute(self) -> float:
         """The mean so far; nan if there was no batch."""
-        values, rows = zip(*self.weighed(), strict=True) if any(_numbers(self.rows)) else ((), ())
-        return float(np.average(values, weights=rows)) if rows else float("nan")
+        pairs = self.weighed()
+        if not pairs:
+            return float("nan")
+        values, rows = zip(*pairs, strict=True)
+        return float(np.average(values, weights=rows))
 
 
 def _numbers(values: list[Any]) -> list[float]:
