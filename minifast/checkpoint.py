@@ -103,9 +103,13 @@ def _stepper_state(run: Run) -> Any:
     return run.stepper.state_dict() if hasattr(run.stepper, "state_dict") else {}
 
 
+def _lives_here(run: Run, c: Callback) -> bool:
+    """Whether this process is one in which the callback is called."""
+    return run.rank == 0 or not c.first_process_only
+
+
 def _own(run: Run, c: Callback) -> dict[str, Any]:
-    """A callback's state; nothing, where it lives in another process."""
-    return {} if c.first_process_only and run.rank else c.state_dict()
+    return c.state_dict() if _lives_here(run, c) else {}
 
 
 def _waiting_gradients(run: Run) -> dict[str, Any]:
@@ -179,7 +183,7 @@ def _put(run: Run, state: dict[str, Any], origin: str) -> None:
     saved = _that_matter(state["callbacks"])
     names = run.net.state_dict() if is_sharded(run.net) else {}
     for callback, (_, own) in zip(_ours(run, saved), saved, strict=True):
-        if own and not (callback.first_process_only and run.rank):
+        if own and _lives_here(run, callback):
             callback.load_state_dict(taken_apart(own, names))
     run.running_loss.load_state_dict(state["running_loss"])
     for row in state["history"]:

@@ -93,15 +93,10 @@ def dealt(group: Sequence[Any], rank: int, size: int) -> tuple[int, int, Any]:
         none = rank >= len(group)
         return 0 if none else lengths[rank], n, group[0 if none else rank]
     places = torch.arange(n).tensor_split(size)[rank]
-    return (
-        len(places),
-        n,
-        taken(whole, places if len(places) else torch.zeros(1, dtype=torch.int64)),
-    )
+    return len(places), n, taken(whole, places if len(places) else torch.tensor([0]))
 
 
 def _is_column(value: Any) -> bool:
     """Whether it is a list of values, one a row, rather than of parts of a batch."""
-    return isinstance(value, list | tuple) and isinstance(
-        next(iter(value), None), str | int | float
-    )
+    sequence = isinstance(value, list | tuple) and len(value) > 0
+    return sequence and isinstance(value[0], str | int | float)
