@@ -82,9 +82,9 @@ def _chunked(
     loader: ArrayLoader, order: Order, bs: int, length: int, part: tuple[int, int], skipped: int
 ) -> Iterator[Batch]:
     """The batches behind those skipped; a chunk in memory is taken apart like any arrays."""
+    skipped = min(skipped, length)
     step = max(chunk_rows(loader) // bs, 1)
     cuts = order.cuts(bs) if isinstance(order, Blocks) else range(skipped, length, step)
-    skipped = min(skipped, length)
     cuts = sorted({skipped, length, *(cut for cut in cuts if skipped < cut < length)})
 
     def read(batches: tuple[int, int]) -> tuple[list[Tensor], tuple[Tensor, ...]]:
