@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from .batches import batch_size
 from .core import length
 from .history import History, RunningLoss
-from .metrics import rows_of
+from .losses import WeightedLoss
 
 if TYPE_CHECKING:
     from .dataset import ModelData
@@ -116,6 +117,8 @@ class Run:
     """The `step` at which the epoch began."""
     order: dict[str, Any] = field(default_factory=dict, repr=False)
     """The random generators from which the epoch's order was drawn."""
+    batches: Any = field(default=None, repr=False)
+    """The iterator over the epoch's batches, a `minifast.batches.Lookahead`."""
     awaiting: list[Callable[[Run], object]] = field(default_factory=list)
     """What `after` was given and was not called yet."""
     at_end: list[Callable[[Run], object]] = field(default_factory=list)
@@ -134,8 +137,9 @@ class Run:
     def stop(self, reason: str) -> None:
         """Asks for training to stop; `fit(...).stopped` tells the reason.
 
-        A request, not an exit: every other listener still sees the event, and a batch under way
-        is finished. Once asked for it stands, and the first reason is kept.
+        A request, not an exit: every other handler still receives the event, and a batch under
+        way is finished. A request stands: of several stops the first reason is kept, and a stop
+        overrules a pause.
         """
         self._ask(reason, False)
 
@@ -145,9 +149,10 @@ class Run:
 
     def _ask(self, reason: str, for_now: bool) -> None:
         if self.team is not None:
-            self.asked = self.asked or (reason, for_now)
-        elif self.stopped is None:
-            self.stopped, self.paused = reason, for_now
+            if self.asked is None or (self.asked[1] and not for_now):
+                self.asked = reason, for_now
+        elif self.stopped is None or (self.paused and not for_now):
+            self.stopped, self.paused = reason, for_now  # a stop overrules a pause
 
     @property
     def rank(self) -> int:
@@ -157,10 +162,32 @@ class Run:
     @property
     def rows(self) -> int:
         """How many rows the batch has, in all processes together."""
-        return rows_of(self.y) if self.team is None else int(self.team.rows[1])
+        return batch_size(self.x, self.y) if self.team is None else int(self.team.rows[1])
+
+    @property
+    def last_batch(self) -> bool:
+        """Whether the batch is the last of its epoch; the loader may have to yield the next one.
+
+        So it is right for loaders that do not know their length, or whose length is wrong.
+        """
+        return self.batches is not None and bool(self.batches.is_last())
+
+    @property
+    def loss_weight(self) -> Any:
+        """What the criterion's loss of this batch counts among batches, in all processes together.
+
+        That is what the loss divides by (see `minifast.losses`), or else the number of rows: a
+        number or a 0-dim tensor. Wrap the loss in `on_train_begin` to have it:
+        `run.crit = weighted(run.crit)`.
+        """
+        if not isinstance(self.crit, WeightedLoss):
+            return self.rows
+        if self.team is not None:
+            return self.crit.total
+        return self.rows if self.crit.divisor is None else self.crit.divisor
 
     def after(self, action: Callable[[Run], object]) -> None:
-        """Has `action(run)` called once every listener has heard the event that is being fired."""
+        """Calls `action(run)` once every handler of the event has run; not after an error."""
         self.awaiting.append(action)
 
 
@@ -301,16 +328,18 @@ class Events:
         try:
             for callback in self.callbacks:
                 begun.append(callback)
-                _firing("on_train_begin", [callback])(run)
+                _call(callback, "on_train_begin", run)
+            _do_deferred(run)
             yield
             for action in run.at_end:
                 action(run)
         except BaseException as first:
             error = first
-        run.ends_whole = True  # a signal waits until everybody has put away what they opened
+        run.awaiting.clear()  # what was asked for before an error belongs to what it broke
+        run.ends_whole = True  # a signal waits until all callbacks have closed what they opened
         for callback in begun:
             try:
-                _firing("on_train_end", [callback])(run)
+                _call(callback, "on_train_end", run)
             except BaseException as later:
                 if error is None:
                     error = later
@@ -318,7 +347,9 @@ class Events:
                     note = getattr(later, "__notes__", ["after the end"])[-1]
                     error.add_note(f"then {later!r}, {note}")
         if error is not None:
+            run.awaiting.clear()
             raise error
+        _do_deferred(run)
 
 
 def hears(callback: Callback, event: str) -> bool:
@@ -356,10 +387,28 @@ def _firing(event: str, listeners: Sequence[Callback]) -> Fire:
             try:
                 handler(run)
             except BaseException as error:
-                where = f"epoch {run.epoch}, step {run.step}"
-                error.add_note(f"raised by {type(callback).__name__}.{event}, {where}")
+                _note(error, callback, event, run)
                 raise
-        while run.awaiting:
-            run.awaiting.pop(0)(run)
+        if run.awaiting:
+            _do_deferred(run)
 
     return fire
+
+
+def _call(callback: Callback, event: str, run: Run) -> None:
+    """Runs one handler; what it asks for by `run.after` waits."""
+    try:
+        getattr(callback, event)(run)
+    except BaseException as error:
+        _note(error, callback, event, run)
+        raise
+
+
+def _note(error: BaseException, callback: Callback, event: str, run: Run) -> None:
+    where = f"epoch {run.epoch}, step {run.step}"
+    error.add_note(f"raised by {type(callback).__name__}.{event}, {where}")
+
+
+def _do_deferred(run: Run) -> None:
+    while run.awaiting:
+        run.awaiting.pop(0)(run)

@@ -11,13 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .batches import seen
 from .callback import Events, Run
 from .checkpoint import random_state, set_random_state
 from .checks import no_batch
 from .core import device_of, explain
 from .dataloader import ArrayLoader
+from .losses import class_loss, label_problem, original
 from .metrics import is_meter, metric_names
-from .mistakes import NOT_YET, class_loss, explain_failure, label_problem, seen
+from .mistakes import NOT_YET, explain_failure
 from .stepper import Stepper
 
 ENOUGH = 10**7  # labels that are looked through at once; more would be felt
@@ -60,7 +62,7 @@ def first_step(run: Run, stepper: Stepper) -> Step:
             set_random_state(run.order, run.data.trn_dl)  # as if the batch had not been drawn
             if isinstance(run.preds, Tensor):
                 _check_all_labels(run)  # names the row of the array, not of the batch
-            explain_failure(error, run.net, run.crit, run.x, run.y, run.preds, run.loss)
+            explain_failure(error, run.net, original(run.crit), run.x, run.y, run.preds, run.loss)
             raise
         return loss
 
@@ -154,9 +156,9 @@ def _check_loss(run: Run) -> None:
     loss = run.loss
     if isinstance(loss, Tensor) and loss.numel() == 1:
         return
-    fix = "return one tensor, the mean over the rows: (...).mean()"
-    if isinstance(loss, Tensor) and getattr(run.crit, "reduction", "") == "none":
-        fix = f"crit=nn.{type(run.crit).__name__}(), without reduction='none'"
+    fix, crit = "return one tensor, the mean over the rows: (...).mean()", original(run.crit)
+    if isinstance(loss, Tensor) and getattr(crit, "reduction", "") == "none":
+        fix = f"crit=nn.{type(crit).__name__}(), without reduction='none'"
     elif isinstance(loss, int | float):
         fix = "leave out .item() and float(): the gradients come through the tensor"
     got = seen(loss) if isinstance(loss, Tensor) else f"{type(loss).__name__}: {loss!r:.60}"
@@ -172,8 +174,9 @@ def _check_loss(run: Run) -> None:
 
 
 def _check_preds(run: Run) -> None:
-    preds, y, name = run.preds, run.y, _name_of(run.crit)
-    if getattr(run.crit, "reduction", "mean") == "sum":
+    crit = original(run.crit)
+    preds, y, name = run.preds, run.y, _name_of(crit)
+    if getattr(crit, "reduction", "mean") == "sum":
         _complain(run, _sums(name), certain=False)
     if not isinstance(preds, Tensor) or not isinstance(y, Tensor):
         return

@@ -9,15 +9,18 @@ and `compute()` is a metric too.
 from __future__ import annotations
 
 import functools
+import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from .batches import concat, map_structure
 from .core import explain, to_np
+from .losses import original, weighted, weighted_by
 
 # Without confusion_matrix and probabilities: a star import must not hide scikit-learn's, whose
 # arguments go the other way.
@@ -35,6 +38,7 @@ __all__ = [
     "precision_np",
     "recall",
     "recall_np",
+    "weighted_by",
     "whole_epoch",
 ]
 
@@ -324,96 +328,95 @@ class Meter(Protocol):
         """The value over all batches taken."""
 
 
-def counts_by_class(crit: Any) -> bool:
-    """Whether it is a loss over classes, which divides by the weights of those that count."""
-    functions = nn.functional.nll_loss, nn.functional.cross_entropy
-    return isinstance(crit, nn.NLLLoss | nn.CrossEntropyLoss) or any(crit is f for f in functions)
+class WeightedMean:
+    """The mean of a function's values over batches, each with the weight of what it divided by.
 
-
-def weight_of(metric: Any, targs: Any) -> float | Tensor:
-    """What a batch's value counts: its rows; for a loss over classes, what it divided its sum by.
-
-    That is the sum of the targets' class weights (1, without `weight=`), without those that
-    `ignore_index` leaves out.
+    That is what `minifast.losses` reads from the call. If it is unknown for one of the batches,
+    each batch counts by its number of rows. Values stay tensors where they are tensors, so that
+    nothing waits for a GPU before `compute`.
 
     Examples:
-        >>> crit = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0]))
-        >>> weight_of(crit, torch.tensor([0, 1, 1, -100])), weight_of(accuracy, torch.zeros(4))
-        (tensor(7.), 4)
-    """
-    classes = counts_by_class(metric) and getattr(metric, "reduction", "mean") == "mean"
-    if not classes or not isinstance(targs, Tensor) or targs.is_floating_point():
-        return rows_of(targs)
-    counted = targs != getattr(metric, "ignore_index", -100)
-    weights = getattr(metric, "weight", None)
-    return counted.sum() if weights is None else weights[targs[counted]].sum()
-
-
-class RowMean:
-    """The mean of a function's values, each batch by its number of rows, or by `weight_of`.
-
-    Values stay tensors where they are ones, so that nothing waits for a GPU before `compute`.
-
-    Examples:
-        >>> mean = RowMean(accuracy)
-        >>> mean.add(1.0, rows=3), mean.add(0.0, rows=1)
+        >>> mean = WeightedMean(accuracy)
+        >>> mean.add(1.0, 3), mean.add(0.0, 1)
         (None, None)
         >>> mean.compute()
         0.75
     """
 
-    def __init__(self, metric: Callable[..., Any]) -> None:
-        self.metric = metric
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = weighted(function)
         self.values: list[Any] = []
-        self.rows: list[float | Tensor] = []
+        self.divisors: list[Any] = []
+        self.rows: list[int] = []
 
-    def update(self, preds: Any, targs: Any) -> None:
-        """Takes a batch."""
-        self.add(self.metric(preds, targs), weight_of(self.metric, targs))
+    def update(self, preds: Any, targs: Any, rows: int | None = None) -> None:
+        """Adds a batch; `rows` is its number of rows, if the targets alone do not tell."""
+        value = self.function(preds, targs)
+        self.add(value, self.function.rows if rows is None else rows, self.function.divisor)
 
-    def add(self, value: Any, rows: float | Tensor) -> None:
-        """Takes the value over a batch of so many rows."""
+    def add(self, value: Any, rows: int, divisor: float | Tensor | None = None) -> None:
+        """Adds the value of a batch with so many rows, which divided by `divisor`."""
         self.values.append(value.detach() if isinstance(value, Tensor) else value)
         self.rows.append(rows)
+        self.divisors.append(divisor)
 
-    def weighed(self) -> list[tuple[float, float]]:
-        """The values so far with what each counts; without those that count nothing."""
-        pairs = zip(_numbers(self.values), _numbers(self.rows), strict=True)
-        return [(value, rows) for value, rows in pairs if rows]
+    def totals(self) -> tuple[float, float, float, float, int]:
+        """Sums to average with: weighted values and weights, by divisors and by rows; and how many
+        batches have no known divisor. Sums of several processes add up."""
+        values = _numbers(self.values)
+        unknown = self.divisors.count(None)
+        divisors = [0.0] * len(values) if unknown else _numbers(self.divisors)
+        sums = [
+            part
+            for weights in (divisors, [float(n) for n in self.rows])
+            # A batch that counts nothing, such as one whose labels are all ignored, may be nan.
+            for part in (
+                math.fsum(v * w for v, w in zip(values, weights, strict=True) if w),
+                math.fsum(weights),
+            )
+        ]
+        return sums[0], sums[1], sums[2], sums[3], unknown
+
+    @staticmethod
+    def mean_of(totals: Sequence[float]) -> float:
+        """The mean that `totals`, or their sums over processes, stand for; nan without a batch."""
+        by_divisor, divisors, by_rows, rows, unknown = totals
+        total, weight = (by_rows, rows) if unknown else (by_divisor, divisors)
+        return total / weight if weight else float("nan")
 
     def compute(self) -> float:
         """The mean so far; nan if there was no batch."""
-        pairs = self.weighed()
-        if not pairs:
-            return float("nan")
-        values, rows = zip(*pairs, strict=True)
-        return float(np.average(values, weights=rows))
+        return self.mean_of(self.totals())
 
 
 def _numbers(values: list[Any]) -> list[float]:
-    """As Python's numbers; of tensors on a GPU by one look."""
+    """Python floats; those of tensors on a GPU are read with one synchronization."""
     if values and all(isinstance(value, Tensor) for value in values):
-        found: list[float] = torch.stack([value.reshape(()) for value in values]).tolist()
+        found: list[float] = torch.stack([v.reshape(()).double() for v in values]).tolist()
         return found
     return [float(value) for value in values]
 
 
-class Whole:
+class EpochMetric:
     """A function's value on all rows at once."""
 
     def __init__(self, metric: Callable[..., Any]) -> None:
         self.metric = metric
-        self.preds: list[Tensor] = []
-        self.targs: list[Tensor] = []
+        self.preds: list[Any] = []
+        self.targs: list[Any] = []
 
-    def update(self, preds: Tensor, targs: Tensor) -> None:
-        """Takes a batch."""
-        self.preds.append(preds.detach().cpu())
-        self.targs.append(targs.detach().cpu())
+    def update(self, preds: Any, targs: Any) -> None:
+        """Adds a copy of a batch: a net may write its outputs into one buffer."""
+        self.preds.append(map_structure(_to_cpu, preds))
+        self.targs.append(map_structure(_to_cpu, targs))
 
     def compute(self) -> float:
-        """The value over all batches taken."""
-        return float(self.metric(torch.cat(self.preds), torch.cat(self.targs)))
+        """The value over all batches."""
+        return float(self.metric(concat(self.preds), concat(self.targs)))
+
+
+def _to_cpu(leaf: Any) -> Any:
+    return leaf.detach().to("cpu", copy=True) if isinstance(leaf, Tensor) else leaf
 
 
 def meter(metric: Any) -> Meter:
@@ -421,7 +424,7 @@ def meter(metric: Any) -> Meter:
     if is_meter(metric):
         metric.reset()
         return cast(Meter, metric)
-    return Whole(metric) if getattr(metric, "whole_epoch", False) else RowMean(metric)
+    return EpochMetric(metric) if getattr(metric, "whole_epoch", False) else WeightedMean(metric)
 
 
 def is_meter(metric: Any) -> bool:
@@ -437,15 +440,10 @@ def metric_names(metrics: Iterable[Any]) -> list[str]:
         ['accuracy', 'fbeta', 'lambda', 'accuracy_2']
     """
     names: list[str] = []
-    for metric in metrics:
+    for metric in map(original, metrics):
         while isinstance(metric, functools.partial):
             metric = metric.func
         name = getattr(metric, "__name__", type(metric).__name__).strip("<>")
         same = sum(1 for n in names if n == name or re.fullmatch(rf"{re.escape(name)}_\d+", n))
         names.append(f"{name}_{same + 1}" if same else name)
     return names
-
-
-def rows_of(targs: Any) -> int:
-    """The number of rows of a batch's target, a tensor or several."""
-    return len(targs) if isinstance(targs, Tensor) else len(targs[0])

@@ -4,33 +4,20 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .batches import seen
 from .core import explain
+from .losses import class_loss, label_problem
 
-CLASS_LOSSES = (nn.NLLLoss, nn.CrossEntropyLoss, nn.MultiMarginLoss)
-CLASS_FUNCTIONS = ("nll_loss", "cross_entropy", "multi_margin_loss")
 TORCHS = TypeError, ValueError, RuntimeError, IndexError, NotImplementedError, AttributeError
 OURS = "errors-and-fixes#"
 NOT_YET = object()  # stands for predictions, or a loss, that were not computed yet
-
-
-def seen(value: Any) -> str:
-    """A batch's part in a word: dtype and shape.
-
-    Examples:
-        >>> seen(torch.zeros(2, 3)), seen((torch.zeros(2), 1))
-        ('float32 of shape (2, 3)', 'a tuple of float32 of shape (2,), int')
-    """
-    if isinstance(value, Tensor):
-        where = "" if value.is_cpu else f" on {value.device}"
-        return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}{where}"
-    if isinstance(value, tuple | list):
-        return f"a {type(value).__name__} of {', '.join(map(seen, value))}"
-    return type(value).__name__
 
 
 def explain_failure(
@@ -189,57 +176,6 @@ def _dtypes(net: nn.Module) -> str:
 # ---- the loss ----------------------------------------------------------------------------
 
 
-def class_loss(crit: Any) -> bool:
-    """Whether the loss wants classes: whole numbers from 0."""
-    return isinstance(crit, CLASS_LOSSES) or getattr(crit, "__name__", "") in CLASS_FUNCTIONS
-
-
-def label_problem(crit: Any, y: Any, classes: int | None = None, name: str = "y") -> str | None:
-    """What is wrong with the labels of a class loss, in words; None if nothing is seen.
-
-    `classes` is how many outputs the net has, once that is known.
-    """
-    if not class_loss(crit) or not isinstance(y, Tensor) or not y.numel():
-        return None
-    loss = type(crit).__name__ if isinstance(crit, nn.Module) else crit.__name__
-    ignored = getattr(crit, "ignore_index", -100)
-    if y.is_floating_point() and (y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1)):
-        problem = f"the labels y are floats, and {loss} wants classes"
-        fix = "y.astype(np.int64) before from_arrays; for a quantity, crit=nn.MSELoss()"
-        return _labels(problem, y, fix, "float-labels")
-    if y.ndim == 2 and y.shape[1] == 1:
-        problem = f"the labels {name} are a column, and {loss} wants a row of them"
-        return _labels(problem, y, "y.ravel() before from_arrays", "shapes-differ")
-    if y.is_floating_point() or y.ndim != 1:
-        return None  # probabilities, or a class for each pixel
-    low, high = int(y.min()), int(y.max())
-    if low < 0 and not bool(((y >= 0) | (y == ignored)).all()):
-        problem = f"{name} holds the label {low}, and classes are counted from 0"
-        return _labels(problem, y, "classes, y = np.unique(y, return_inverse=True)", "label-range")
-    if low == high == ignored:
-        problem = f"every label of {name} is {ignored}, which {loss} leaves out"
-        return _labels(problem, y, "give the rows their labels", "label-range")
-    if classes is None or high < classes:
-        return None
-    row = int((y >= classes).nonzero()[0])
-    problem = f"{name} holds the label {high} (row {row}), and the net has {classes} outputs"
-    fix = f"end the net in {high + 1} outputs, or number the classes anew from 0: np.unique(y, "
-    fix += "return_inverse=True)"
-    if low == 1 and high == classes:
-        problem, fix = f"the labels {name} start at 1, and classes are counted from 0", "y - 1"
-    return _labels(problem, y, fix, "label-range")
-
-
-def _labels(problem: str, y: Tensor, fix: str, entry: str) -> str:
-    return explain(
-        problem,
-        got=f"{seen(y)}, the first {y.flatten()[:4].tolist()}",
-        wanted="whole numbers 0, 1, 2, ...: int64 of shape (rows,)",
-        fix=fix,
-        entry=entry,
-    )
-
-
 def _of_the_loss(error: Exception, crit: Any, preds: Any, y: Any) -> str:
     name = type(crit).__name__ if isinstance(crit, nn.Module) else getattr(crit, "__name__", "crit")
     said = str(error).split("\n")[0]
@@ -248,13 +184,22 @@ def _of_the_loss(error: Exception, crit: Any, preds: Any, y: Any) -> str:
         wanted = "a function of two: crit(preds, y)"
         fix = "crit=lambda preds, y: ..., or functools.partial for the rest"
         return explain("crit cannot be called", got=got, wanted=wanted, fix=fix, entry="the-loss")
-    if not isinstance(preds, Tensor):
+    if preds is None or isinstance(preds, np.ndarray):
         return explain(
-            "the net gives no tensor",
-            got=seen(preds),
+            "the net does not return a tensor",
+            got=got,
             wanted="a tensor with a row for each row of x",
             fix="end forward in: return x",
             entry="net-forward",
+        )
+    if not isinstance(preds, Tensor):
+        part = f"[{next(iter(preds), 'name')!r}]" if isinstance(preds, Mapping) else "[0]"
+        return explain(
+            "crit cannot take the net's output, which it gets whole",
+            got=got,
+            wanted=f"a loss of all that the net returns, here a {type(preds).__name__}",
+            fix=f"crit=lambda preds, y: {name}(preds{part}, y), or a net that returns one tensor",
+            entry="outputs",
         )
     if isinstance(y, Tensor) and _of_torch(crit):
         problem = label_problem(crit, y, preds.shape[1] if preds.ndim == 2 else None)

@@ -12,18 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from . import look
+from .batches import Lookahead
 from .callback import Callback, Events, Run
 from .checkpoint import drawn_again, random_state, restore
-from .checks import check_list, check_loader, check_net, checked_run
+from .checks import check_list, check_loader, check_net, check_stepper, checked_run
 from .core import T, V, device_of, modes_kept, set_lrs, to_np
 from .dataset import ModelData
 from .devices import kept_on_device
+from .evaluation import evaluate
 from .history import History
 from .interrupts import interrupts
 from .lone_row import lone_row_joined
-from .metrics import RowMean, meter, metric_names
-from .mistakes import NOT_YET, explain_failure
-from .prediction import forward, iter_predict, predict, predict_with_targs, rows_in_order
+from .prediction import iter_predict, predict, predict_with_targs
 from .progress import Progress
 from .stepper import Stepper, split_batch
 from .team import failing_together, heard, join, same_net, together
@@ -126,7 +126,7 @@ def fit(
                 net.eval()
                 events.on_validate_begin(run)
                 rows = run.near(run.data.val_dl)
-                run.values |= _evaluate(net, rows, run.crit, run.metrics, stepper)
+                run.values |= evaluate(net, rows, run.crit, run.metrics, stepper)
                 events.on_validate_end(run)
             events.on_epoch_end(run)
             run.history.append(run.values)
@@ -192,6 +192,9 @@ def _begun(run: Run, events: Events) -> tuple[Iterator[Any], Iterator[int]]:
         batches = run.team.training_parts(run.data.trn_dl, batches, done)
     if run.max_batches is not None:
         batches = islice(batches, run.max_batches - done)
+    batches = run.batches = Lookahead(batches)
+    if run.team is not None:
+        batches = map(run.team.taken, batches)
     return look.first_batch(run, batches), count(done)
 
 
@@ -200,8 +203,13 @@ def validate(
     dl: Any,
     crit: Callable[..., Tensor],
     metrics: Sequence[Any] | None = (),
+    *,
+    stepper: Stepper | None = None,
 ) -> dict[str, float]:
-    """The loss and the metrics over all rows of a loader, each row counted once.
+    """Returns the loss and the metrics over all rows of a loader.
+
+    The batches are the loader's, and each counts by what its loss or metric divides by: its rows,
+    or for a loss over classes the sum of the weights of the labels that are not ignored.
 
     The net is put in eval mode and back; no gradients are kept.
 
@@ -210,6 +218,7 @@ def validate(
         dl: A loader of batches `(x, y)`, such as `md.val_dl`.
         crit: The loss: `crit(preds, y)`.
         metrics: As for `fit`.
+        stepper: The stepper that the net was trained with, if its `forward` is not the plain one.
 
     Returns:
         `{"val_loss": ..., "accuracy": ..., ...}`, in the order of the metrics.
@@ -223,36 +232,8 @@ def validate(
     check_net(net)
     check_loader(dl)
     metrics = check_list("metrics", metrics, "functions (preds, targs) -> number")
+    stepper = check_stepper(stepper or Stepper())
     with failing_together(), modes_kept(net):
         same_net(net)
         net.eval()
-        return _evaluate(net, dl, crit, metrics, Stepper())
-
-
-@torch.no_grad()
-def _evaluate(
-    net: nn.Module,
-    dl: Any,
-    crit: Callable[..., Tensor],
-    metrics: Sequence[Any],
-    stepper: Stepper,
-) -> dict[str, float]:
-    """One pass over the loader with the net as it is, which is in eval mode."""
-    device, team = device_of(net), join()
-    meters = [RowMean(crit), *map(meter, metrics)]
-    for batch in rows_in_order(dl, team):
-        x, y = split_batch(batch, device)
-        preds = forward(stepper, net, x)
-        try:
-            for each in meters:
-                if team is None:
-                    each.update(preds, y)
-                else:
-                    team.update(each, preds, y)
-        except Exception as error:
-            if each is meters[0]:  # the loss; a metric's own errors are its author's
-                explain_failure(error, net, crit, x, y, preds, NOT_YET)
-            raise
-    names = ["val_loss", *metric_names(metrics)]
-    values = [each.compute() if team is None else team.computed(each) for each in meters]
-    return dict(zip(names, map(float, values), strict=True))
+        return evaluate(net, dl, crit, metrics, stepper)

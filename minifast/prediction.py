@@ -1,11 +1,10 @@
-"""What a net makes of rows, in their order."""
+"""A net's predictions for the rows of a loader, in their order."""
 
 from __future__ import annotations
 
-import math
 from collections import deque
-from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from . import checks
+from .batches import batch_size, concat, leaves, map_structure
 from .core import device_of, explain, length, modes_kept, to_np
-from .dataloader import ArrayLoader
+from .evaluation import eval_batches, forward, rows_at_once
 from .files import whole_file
-from .mistakes import NOT_YET, explain_failure
 from .stepper import Stepper, split_batch
-from .team import Team, failing_together, join, same_net
+from .team import failing_together, join, same_net
 
 __all__ = ["iter_predict", "predict", "predict_with_targs"]
 
-# A batch where no gradient is kept may be larger: fewer calls, and it still fits the cache.
-EVALUATION_ROWS, EVALUATION_BYTES = 2000, 2**24
 
-
-def predict(net: nn.Module, dl: Any, out: Any = None) -> Any:
-    """What the net makes of each row of a loader, as one numpy array: row i belongs to row i.
+def predict(net: nn.Module, dl: Any, out: Any = None, *, stepper: Stepper | None = None) -> Any:
+    """Returns the net's output for each row of a loader, as NumPy arrays: row i belongs to row i.
 
     The rows of an `ArrayLoader` come in their own order, whether it shuffles or not; those of
     another loader in the order in which it yields them. The net is put in eval mode and back.
@@ -36,28 +32,47 @@ def predict(net: nn.Module, dl: Any, out: Any = None) -> Any:
     Args:
         net: Any module.
         dl: A loader of batches `(x, y)`, or of `x` alone.
-        out: Where predictions go that memory does not hold: the path of a `.npy` file, which is
-            there whole or not at all, or an array to write into, such as a memory map.
+        out: A place for predictions that do not fit in memory: the path of a `.npy` file, which is
+            written completely or not at all, or an array to write into, such as a memory map.
+        stepper: The stepper that the net was trained with, if its `forward` is not the plain one.
 
     Returns:
-        `(rows, ...)`: the outputs, on the CPU, in the net's dtype. With `out`, that array, or the
-        file as a memory map.
+        `(rows, ...)`: the outputs, on the CPU, in the net's dtype. A net with several outputs gives
+        the same structure of arrays: a tuple, dict or dataclass. A list with an entry for each row
+        becomes an array of objects. With `out`, that array, or the file as a memory map.
 
     Raises:
-        TypeError: if `out` is a path and the loader does not tell how many rows it has.
-        ValueError: if `out` has not the outputs' shape or kind, or their shape differs by batch.
+        TypeError: if `out` is a path and the loader does not know its number of rows.
+        ValueError: if an output does not have one row for each row of its batch; if `out` does not
+            have the outputs' shape and kind; if outputs of several batches cannot be joined.
 
     Examples:
+        >>> from minifast import ArrayLoader
         >>> predict(nn.Identity(), ArrayLoader([[1.0], [2.0], [3.0]], [0, 0, 0], bs=2)).ravel()
         array([1., 2., 3.], dtype=float32)
     """
     with failing_together():
-        parts = iter_predict(net, dl)
+        parts = iter_predict(net, dl, stepper=stepper)
         if out is None:
-            return np.concatenate(list(parts))
+            return _joined(list(parts))
         if isinstance(out, str | Path):
             return _to_file(parts, _rows_of(dl), Path(out))
         return _into(out, parts)
+
+
+def _joined(parts: list[Any]) -> Any:
+    try:
+        return concat(parts)
+    except ValueError as error:
+        raise ValueError(
+            explain(
+                "the predictions of several batches cannot be joined",
+                got=str(error).split("\n")[0],
+                wanted="outputs of the same structure, whose rows have the same shape",
+                fix="for preds in iter_predict(net, dl): ..., which yields each batch's own",
+                entry="outputs",
+            )
+        ) from error
 
 
 def _into(out: Any, parts: Iterator[np.ndarray]) -> Any:
@@ -65,7 +80,7 @@ def _into(out: Any, parts: Iterator[np.ndarray]) -> Any:
     if isinstance(out, Tensor) or not (hasattr(out, "shape") and hasattr(out, "dtype")):
         raise _unfit(f"a {type(out).__name__}", "a path, or an array")
     begin, n = 0, int(out.shape[0]) if out.shape else 0
-    for preds in parts:
+    for preds in map(_one_array, parts):
         end = begin + len(preds)
         if end > n or out.shape[1:] != preds.shape[1:]:
             raise _unfit(f"{end} rows of {preds.shape[1:]} so far", f"as out, {out.shape}")
@@ -78,6 +93,12 @@ def _into(out: Any, parts: Iterator[np.ndarray]) -> Any:
     return out
 
 
+def _one_array(preds: Any) -> np.ndarray:
+    if isinstance(preds, np.ndarray):
+        return preds
+    raise _unfit(f"a net that returns a {type(preds).__name__}", "one output, a tensor")
+
+
 def _to_file(parts: Iterator[np.ndarray], n: int, path: Path) -> np.ndarray:
     """Writes a `.npy` file of `n` rows, whole or not at all; gives it as a memory map.
 
@@ -85,7 +106,7 @@ def _to_file(parts: Iterator[np.ndarray], n: int, path: Path) -> np.ndarray:
     """
     team = join()
     if team is None or team.rank == 0:
-        _write(parts, n, path)
+        _write(map(_one_array, parts), n, path)
     else:
         deque(parts, maxlen=0)  # all take part in each batch
     if team is not None:
@@ -111,43 +132,47 @@ def _write(parts: Iterator[np.ndarray], n: int, path: Path) -> None:
             raise _unfit(f"{written} rows", f"{n}, the length of the loader's data set")
 
 
-def predict_with_targs(net: nn.Module, dl: Any) -> tuple[np.ndarray, np.ndarray]:
-    """`predict`, and the targets of the same rows beside it.
+def predict_with_targs(
+    net: nn.Module, dl: Any, *, stepper: Stepper | None = None
+) -> tuple[Any, Any]:
+    """Returns `predict(net, dl)` and the targets of the same rows, as NumPy arrays.
 
     Examples:
+        >>> from minifast import ArrayLoader
         >>> preds, targs = predict_with_targs(nn.Identity(), ArrayLoader([[1.0], [2.0]], [0, 1]))
         >>> targs
         array([0, 1])
     """
     with failing_together():
-        preds, targs = zip(*_predictions(net, dl), strict=True)
-    return np.concatenate(preds), np.concatenate(targs)
+        pairs = [(preds, targs) for _, preds, targs in predictions(net, dl, stepper)]
+    return _joined([preds for preds, _ in pairs]), _joined([targs for _, targs in pairs])
 
 
-def iter_predict(net: nn.Module, dl: Any) -> Iterator[np.ndarray]:
-    """`predict`, some rows at a time: for more predictions than memory holds, or without an end.
+def iter_predict(net: nn.Module, dl: Any, *, stepper: Stepper | None = None) -> Iterator[Any]:
+    """Yields the predictions batch by batch: for more than memory holds, or a stream without end.
 
-    The net is in eval mode while one is computed, and in its own while you have it.
+    The net is in eval mode while it computes a batch, and in its own mode in between.
 
     Examples:
+        >>> from minifast import ArrayLoader
         >>> for preds in iter_predict(nn.Identity(), ArrayLoader([[1.0], [2.0]], [0, 1])):
         ...     preds.ravel()
         array([1., 2.], dtype=float32)
     """
-    return (preds for preds, _ in _predictions(net, dl))
+    return (preds for _, preds, _ in predictions(net, dl, stepper))
 
 
-def _predictions(net: nn.Module, dl: Any) -> Iterator[tuple[np.ndarray, Any]]:
-    """The outputs and targets of each batch, off the GPU as soon as they are there."""
+def predictions(net: nn.Module, dl: Any, stepper: Stepper | None) -> Iterator[tuple[Any, Any, Any]]:
+    """The input on the net's device, the outputs and the targets of each batch, off the GPU."""
     checks.check_net(net)
     checks.check_loader(dl)
-    return _computed(net, dl)
+    return _computed(net, dl, checks.check_stepper(stepper or Stepper()))
 
 
-def _computed(net: nn.Module, dl: Any) -> Iterator[tuple[np.ndarray, Any]]:
-    device, stepper, team = device_of(net), Stepper(), join()
+def _computed(net: nn.Module, dl: Any, stepper: Stepper) -> Iterator[tuple[Any, Any, Any]]:
+    device, team = device_of(net), join()
     same_net(net)
-    for batch in rows_in_order(dl, team):
+    for batch in eval_batches(dl, team, rows_at_once(dl, net, stepper, known=True)):
         if isinstance(batch, Tensor):
             batch = [batch]
         if len(batch) == 1:  # an input without its target
@@ -156,46 +181,37 @@ def _computed(net: nn.Module, dl: Any) -> Iterator[tuple[np.ndarray, Any]]:
         with modes_kept(net), torch.no_grad():
             net.eval()
             preds = forward(stepper, net, x)
+        rows = batch_size(x, y)
+        preds, y = _by_row("the net's output", preds, rows), _by_row("the target", y, rows)
         if team is not None:
             preds, y = team.whole(preds), team.whole(y)
-        yield to_np(preds.clone() if _is_input(preds, x) else preds), to_np(y)
+        yield x, preds, y
 
 
-def _is_input(preds: Any, x: Any) -> bool:
-    """Whether the net gives its input, or a part: that may be the user's array, read in place."""
-    if isinstance(x, tuple | list | dict):
-        return any(_is_input(preds, each) for each in (x.values() if isinstance(x, dict) else x))
-    pair = preds, x
-    if not all(isinstance(t, Tensor) and t.layout == torch.strided for t in pair):
-        return False
-    return bool(preds.untyped_storage().data_ptr() == x.untyped_storage().data_ptr())
+def _by_row(name: str, value: Any, rows: int) -> Any:
+    """The arrays of a batch's output or target: each has a row for each row of the batch.
 
-
-def forward(stepper: Stepper, net: nn.Module, x: Any) -> Any:
-    """The net's output for a batch; what goes wrong is said in words."""
-    try:
-        return stepper.forward(net, x)
-    except Exception as error:
-        explain_failure(error, net, None, x, None, NOT_YET, NOT_YET)
-        raise
-
-
-def rows_in_order(dl: Any, team: Team | None) -> Iterable[Any]:
-    """The batches to evaluate: of arrays many rows at once, as no gradients fill the memory."""
-    if not isinstance(dl, ArrayLoader):
-        return _some(dl if team is None else team.in_order(dl, 0))
-    row_bytes = sum(math.prod(a.shape[1:]) for a in dl.arrays) * 4
-    bs = max(dl.bs, min(EVALUATION_ROWS, EVALUATION_BYTES // max(row_bytes, 1)))
-    return dl.read(bs) if team is None else team.in_order(dl, bs * team.size)
-
-
-def _some(batches: Iterable[Any]) -> Iterator[Any]:
-    """The batches, of which there is at least one."""
-    batches = iter(batches)
-    first = list(islice(batches, 1))
-    if not first:
-        raise ValueError(checks.no_batch("the loader"))
-    return chain(first, batches)
+    They are copies: a net may return its input, or write into one buffer for every batch.
+    """
+    value = map_structure(lambda t: np.array(to_np(t)) if isinstance(t, Tensor) else t, value)
+    lengths = [np.shape(leaf)[:1] for leaf in leaves(value) if isinstance(leaf, np.ndarray)]
+    if all(length == (rows,) for length in lengths):
+        return value
+    if isinstance(value, tuple | list) and len(value) == rows:
+        entries = np.empty(rows, dtype=object)
+        entries[:] = value
+        return entries
+    wrong = next(leaf for leaf in leaves(value) if np.shape(leaf)[:1] != (rows,))
+    raise ValueError(
+        explain(
+            f"{name} does not have a row for each row of the batch",
+            got=f"shape {np.shape(wrong)} for {rows} rows",
+            wanted="the rows on the first axis of each part: row i belongs to row i",
+            fix="squeeze(-1) in place of squeeze(); a stepper whose forward puts the rows first; "
+            "or net(x) in a loop of your own",
+            entry="outputs",
+        )
+    )
 
 
 def _rows_of(dl: Any) -> int:

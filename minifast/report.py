@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from .core import explain, to_np
 from .files import whole_file
 from .history import as_text, html_table
 from .metrics import confusion_matrix, probabilities
-from .model import predict_with_targs
+from .prediction import predictions
+from .stepper import Stepper
+from .team import failing_together
 
 __all__ = ["Report", "report"]
 
@@ -136,6 +139,8 @@ def report(
     dl: Any,
     classes: Sequence[object] | None = None,
     n_worst: int = 12,
+    *,
+    stepper: Stepper | None = None,
 ) -> Report:
     """What a net that tells classes gets right and wrong: as data, text and one HTML file.
 
@@ -145,6 +150,7 @@ def report(
         dl: A loader of batches `(x, y)`, such as `md.val_dl`, with y a class for each row.
         classes: Names of the classes; their numbers, if not given.
         n_worst: How many of the worst rows and most confused pairs to keep.
+        stepper: The stepper that the net was trained with, if its `forward` is not the plain one.
 
     Raises:
         ValueError: if there are no rows, or the targets are no classes.
@@ -173,7 +179,7 @@ def report(
           1    dog   dog  0.731059  0.731059
           0    cat   cat  0.880797  0.880797
     """
-    preds, targs = predict_with_targs(net, dl)
+    preds, targs, images_of = _predicted(net, dl, stepper, n_worst)
     _check_classes(targs, classes, preds)
     chance = probabilities(preds)
     names = [str(name) for name in (range(chance.shape[1]) if classes is None else classes)]
@@ -206,7 +212,7 @@ def report(
         for i in at
     ]
     accuracy = float((said == targs).mean())
-    images = _images(dl, at)
+    images = None if images_of is None else [images_of[row] for row in at]
     return Report(accuracy, per_class, confused, worst, matrix, chance, targs, images, names)
 
 
@@ -231,21 +237,62 @@ def _check_classes(targs: np.ndarray, classes: Sequence[object] | None, preds: n
         )
 
 
-def _images(dl: Any, at: Sequence[int]) -> list[np.ndarray] | None:
-    """The rows `at` of the loader's input, as far as they are pictures."""
-    wanted, begin = set(at), 0
-    found: dict[int, np.ndarray] = {}
-    for batch in dl:
-        x = batch[0]
-        if len(batch) != 2 or not hasattr(x, "shape"):
-            return None
-        for i in wanted & set(range(begin, begin + len(x))):
-            picture = _picture(to_np(x[i - begin]))
-            if picture is None:
-                return None
-            found[i] = picture
-        begin += len(x)
-    return [found[i] for i in at]
+def _predicted(
+    net: nn.Module, dl: Any, stepper: Stepper | None, n_worst: int
+) -> tuple[np.ndarray, np.ndarray, dict[int, np.ndarray] | None]:
+    """Predictions and targets, and the images of the rows that may be among the worst, by row.
+
+    They are found in one pass: a loader may shuffle, draw other augmentations or be used up.
+    """
+    parts: list[tuple[Any, Any]] = []
+    images, begin = _WorstImages(n_worst), 0
+    with failing_together():
+        for x, preds, targs in predictions(net, dl, stepper):
+            parts.append((preds, targs))
+            images.add(begin, x, preds, targs)
+            begin += len(targs)
+    preds, targs = (np.concatenate(each) for each in zip(*parts, strict=True))
+    return preds, targs, images.by_row()
+
+
+class _WorstImages:
+    """The images of the rows whose target has the least probability so far.
+
+    Whether outputs are probabilities or scores is known when all are there, so the rows are ranked
+    as both, and the first `n` of each ranking are kept.
+    """
+
+    def __init__(self, n: int) -> None:
+        self.n, self.drawable = n, True
+        self.kept: list[tuple[float, float, int, np.ndarray]] = []
+
+    def add(self, begin: int, x: Any, preds: Any, targs: Any) -> None:
+        """Adds a batch whose first row has the number `begin`."""
+        classes = getattr(targs, "ndim", 0) == 1 and targs.dtype.kind in "iu"
+        arrays = isinstance(x, Tensor) and isinstance(preds, np.ndarray) and preds.ndim in (1, 2)
+        if not (self.drawable and classes and arrays and len(x) == len(targs)):
+            self.drawable = False
+            return
+        scores = preds.astype(np.float64).reshape(len(preds), -1)
+        if scores.shape[1] == 1:
+            scores = np.concatenate([-scores, scores], axis=1)
+        softmax = np.exp(scores - scores.max(axis=1, keepdims=True))
+        softmax /= softmax.sum(axis=1, keepdims=True)
+        rows, known = np.arange(len(targs)), targs.clip(0, scores.shape[1] - 1)
+        ranks = scores[rows, known], softmax[rows, known]
+        for i in sorted({int(i) for p in ranks for i in np.argsort(p, kind="stable")[: self.n]}):
+            image = _picture(to_np(x[i]))
+            if image is None:
+                self.drawable = False
+                return
+            self.kept.append((ranks[0][i], ranks[1][i], begin + i, np.array(image)))
+        first = [sorted(self.kept, key=itemgetter(by))[: self.n] for by in (0, 1)]
+        self.kept = list({row[2]: row for each in first for row in each}.values())
+        self.kept.sort(key=lambda row: row[2])
+
+    def by_row(self) -> dict[int, np.ndarray] | None:
+        """The images by row number; None if the rows are not images."""
+        return {row: image for *_, row, image in self.kept} if self.drawable else None
 
 
 def _picture(x: np.ndarray) -> np.ndarray | None:

@@ -30,10 +30,10 @@ class Stepper:
     """
 
     def forward(self, net: nn.Module, x: Any) -> Any:
-        """What the net makes of a batch's input: `net(x)`.
+        """Returns the net's output for a batch, `net(x)`, whole: the loss and the metrics get it.
 
-        Several inputs in a tuple or dict are its arguments; of several outputs the first counts.
-        Training, validation and `predict` share it.
+        Several inputs in a tuple or dict are its arguments. Training and the validation of `fit`
+        share it; `validate`, `predict` and `report` do if they are given the stepper.
 
         Examples:
             >>> several = torch.ones(5, 2), torch.ones(5, 3)
@@ -41,14 +41,8 @@ class Stepper:
             torch.Size([5, 1])
         """
         if isinstance(x, Tensor):
-            out = net(x)
-        elif isinstance(x, dict):
-            out = net(**x)
-        else:
-            out = net(*x)
-        if isinstance(out, Tensor):  # asked first: nearly always so, and each step counts
-            return out
-        return out[0] if isinstance(out, tuple | list) else out
+            return net(x)
+        return net(**x) if isinstance(x, dict) else net(*x)
 
     def zero_grad(self, run: Run) -> None:
         """Forgets the gradients of the batch before."""

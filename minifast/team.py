@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import gc
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from itertools import islice
@@ -19,12 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from .batches import concat, map_structure, scatter, shard_size
 from .callback import Callback, Run
 from .checkpoint import random_state, set_random_state, size_of
 from .core import explain
 from .dataloader import ArrayLoader
-from .metrics import RowMean
-from .parts import dealt, joined, share
+from .losses import weighted
+from .metrics import WeightedMean
 from .process_group import begin_group, is_helper, world_size
 from .sharded import is_sharded
 from .stepper import Stepper
@@ -141,7 +141,7 @@ class Team:
         """
         if isinstance(loader, ArrayLoader):
             for n, batch in zip(sizes, batches, strict=False):
-                yield (share(n, self.rank, self.size), n), batch
+                yield (shard_size(n, self.rank, self.size), n), batch
             return
         _check_not_dealt(loader, self.size)
         batches = iter(batches)
@@ -152,19 +152,24 @@ class Team:
                 raise RuntimeError(_not_as_many(loader, len(group)))
             if not group:
                 return
-            mine, n, part = dealt(group, self.rank, self.size)
+            mine, n, part = scatter(group, self.rank, self.size)
             yield (mine, n), part
 
     def batches(self, loader: Any, n: int) -> int:
         """How many batches of all processes n of the loader's are."""
         return n if isinstance(loader, ArrayLoader) else -(-n // self.size)
 
-    def training_parts(self, loader: Any, batches: Iterable[Any], done: int) -> Iterator[Any]:
-        """The parts of an epoch of which so many batches were taken before."""
+    def training_parts(
+        self, loader: Any, batches: Iterable[Any], done: int
+    ) -> Iterator[tuple[tuple[int, int], Any]]:
+        """The parts of an epoch of which so many batches were taken before, with their rows."""
         sizes = loader.batch_rows(done) if isinstance(loader, ArrayLoader) else ()
-        for rows, part in self.parts(loader, batches, sizes):
-            self.rows = rows
-            yield part
+        return self.parts(loader, batches, sizes)
+
+    def taken(self, part: tuple[tuple[int, int], Any]) -> Any:
+        """The part of a batch, which is the one that is learned from now."""
+        self.rows, batch = part
+        return batch
 
     def in_order(self, loader: Any, bs: int) -> Iterator[Any]:
         """The parts of all rows in their own order, `bs` of them (of all processes) at a time."""
@@ -180,21 +185,17 @@ class Team:
             yield part
 
     def update(self, meter: Any, preds: Any, y: Any) -> None:
-        """Lets a metric take a batch: a mean over rows its part, any other all of it."""
-        if not isinstance(meter, RowMean):
+        """Adds a batch to a metric: this process's part to a mean, all rows to any other."""
+        if not isinstance(meter, WeightedMean):
             meter.update(self.whole(preds), self.whole(y))
         elif self.looked_at[0]:
-            meter.update(preds, y)
+            meter.update(preds, y, self.looked_at[0])
 
     def computed(self, meter: Any) -> Any:
-        """A metric's value over the rows of all."""
-        if not isinstance(meter, RowMean):
+        """A metric's value over the rows of all processes."""
+        if not isinstance(meter, WeightedMean):
             return meter.compute()
-        pairs = meter.weighed()
-        total, weight = self.total(
-            math.fsum(value * weight for value, weight in pairs), sum(w for _, w in pairs)
-        )
-        return total / weight if weight else math.nan
+        return meter.mean_of(self.total(*meter.totals()))
 
     def skipped(self, loader: Any, batches: int) -> int:
         """How many of the loader's own batches so many of all processes are."""
@@ -202,12 +203,10 @@ class Team:
 
     def whole(self, value: Any) -> Any:
         """The rows that all processes have of a batch, in their order, on the CPU."""
-        if isinstance(value, tuple | list):
-            return tuple(map(self.whole, value))
-        if not isinstance(value, Tensor):
-            return value
-        mine = value.detach().cpu()[: self.looked_at[0]]
-        return joined([t for t in self.gathered(mine) if len(t)])
+        mine = map_structure(
+            lambda leaf: leaf.detach().cpu() if isinstance(leaf, Tensor) else leaf, value
+        )
+        return concat([part for rows, part in self.gathered((self.looked_at[0], mine)) if rows])
 
     # ---- training ------------------------------------------------------------------------
 
@@ -217,6 +216,7 @@ class Team:
         with ExitStack() as stack:
             stack.enter_context(self.failing_together())
             stack.enter_context(self.sharing(run.data.trn_dl, run.data.val_dl))
+            run.crit = weighted(run.crit)
             self.same_net(run.net)
             self.same(*others(run.net, run.opt))
             averaging = None

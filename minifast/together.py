@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .batches import leaves
 from .callback import Callback, Events, Run
 from .core import device_of, explain
-from .metrics import counts_by_class, weight_of
+from .losses import original
 from .stepper import Stepper
 
 if TYPE_CHECKING:
@@ -32,27 +33,12 @@ class Together(Stepper):
 
     def step(self, run: Run, events: Events) -> Tensor:
         """The inner stepper's step; gives the loss over all rows of the batch."""
-        weight, whole = self._weights(run)
         calls = self.averaging.calls if self.averaging else -1
-        # Averaged over processes, the gradients are then those of the whole batch's loss.
-        share = weight * self.team.size / whole if whole else 0.0
-        loss = self.inner.step(run, Weighing(events, share, self._average_others)).detach()
+        shared = Weighting(events, self.team, self._average_others)
+        loss = self.inner.step(run, shared)
         if self.averaging and self.averaging.calls == calls:
             raise RuntimeError(_not_called(run.stepper))
-        # Summed where it is: on a GPU nobody waits for it.
-        total = loss.double() * weight if weight else torch.zeros_like(loss, dtype=torch.float64)
-        self.team.dist.all_reduce(total)
-        return (total / whole if whole else total * torch.nan).to(loss.dtype)
-
-    def _weights(self, run: Run) -> tuple[float, float]:
-        """What this part's loss counts, and what that of all does."""
-        mine, rows = self.team.rows
-        if getattr(run.crit, "reduction", "mean") == "sum":
-            return float(mine > 0), 1.0
-        if not counts_by_class(run.crit):
-            return mine, rows
-        weight = float(weight_of(run.crit, run.y)) if mine else 0.0
-        return weight, self.team.total(weight)[0]
+        return loss if shared.loss is None else shared.loss
 
     def _average_others(self, run: Run) -> None:
         """Averages the gradients that the net's averaging does not know: those of a loss."""
@@ -69,24 +55,60 @@ def others(net: nn.Module, opt: torch.optim.Optimizer) -> list[Tensor]:
     return [p for group in opt.param_groups for p in group["params"] if id(p) not in ours]
 
 
-class Weighing(Events):
-    """The events of a step; behind all who listen the loss is weighed by what the part counts."""
+class Weighting(Events):
+    """The events of a step; after all handlers the loss is weighted by what this part counts."""
 
-    def __init__(self, events: Events, share: float, average: Callable[[Run], None]) -> None:
-        self.events, self.share, self.average = events, share, average
+    def __init__(self, events: Events, team: Team, average: Callable[[Run], None]) -> None:
+        self.events, self.team, self.average = events, team, average
+        self.loss: Tensor | None = None
         for name in ("on_batch_begin", "on_batch_end"):
             setattr(self, name, getattr(events, name))
 
     def on_backward_begin(self, run: Run) -> None:
+        share = self._share(run)
         self.events.on_backward_begin(run)
-        if not self.share:  # the loss over nothing may be nan; the others wait for gradients
-            run.loss = run.preds.sum() * 0 if isinstance(run.preds, Tensor) else run.loss * 0
-        elif self.share != 1:
-            run.loss = run.loss * self.share
+        if not self.team.rows[0]:  # the row that is there to step with counts nothing
+            run.loss = _zero(run)
+        else:  # a part whose labels are all ignored has the loss nan, and counts nothing
+            run.loss = torch.where(share > 0, run.loss, 0.0) * share
+
+    def _share(self, run: Run) -> Tensor:
+        """The factor with which gradients, averaged over processes, are those of the whole batch.
+
+        The loss over all rows is summed on the way, where it is: on a GPU nothing waits for it.
+        """
+        crit: Any = run.crit
+        loss, (mine, rows) = run.loss.detach(), self.team.rows
+        sums = getattr(original(crit), "reduction", "mean") == "sum"
+        divisor = 1.0 if sums else crit.divisor
+        weight = torch.zeros((), dtype=torch.float64, device=loss.device)
+        if mine and divisor is not None:
+            weight += divisor
+        value = loss.double().reshape(()) if mine else weight
+        unknown = torch.full_like(weight, mine > 0 and divisor is None)
+        weighted = torch.where(weight > 0, value * weight, 0.0)  # nan, where all labels are ignored
+        parts = torch.stack([weighted, weight, value * mine, unknown])
+        self.team.dist.all_reduce(parts)
+        by_divisor, divisors, by_rows, unknowns = parts.unbind()
+        known = unknowns == 0
+        total = torch.where(known, by_divisor, by_rows)
+        crit.total = torch.where(
+            known, torch.ones_like(divisors) if sums else divisors, float(rows)
+        )
+        self.loss = (total / crit.total).to(loss.dtype)
+        own = torch.where(known, weight, float(mine))
+        share: Tensor = own * self.team.size / crit.total.clamp(min=1e-300)
+        return share.to(loss.dtype)
 
     def on_backward_end(self, run: Run) -> None:
         self.average(run)
         self.events.on_backward_end(run)
+
+
+def _zero(run: Run) -> Tensor:
+    """A loss whose gradients are 0, for which the other processes wait."""
+    tensors = [t for t in leaves(run.preds) if isinstance(t, Tensor) and t.requires_grad]
+    return torch.stack([t.sum() * 0 for t in tensors]).sum() if tensors else run.loss * 0
 
 
 class Agree(Callback):

@@ -2,11 +2,14 @@
 
 import random
 import warnings
+from collections import OrderedDict, namedtuple
+from dataclasses import dataclass
 
 import matplotlib
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from sklearn.metrics import accuracy_score, log_loss
 from torch import nn, optim
 from torch.utils.data import DataLoader, TensorDataset
@@ -24,7 +27,7 @@ from minifast import (
     set_lrs,
     validate,
 )
-from minifast.metrics import f1
+from minifast.metrics import f1, whole_epoch
 
 
 def train(net, md, epochs=1, **options):
@@ -179,7 +182,7 @@ def test_several_inputs_go_to_the_net_as_its_arguments():
             self.linear = nn.Linear(4, 1)
 
         def forward(self, a, b):
-            return self.linear(torch.cat([a, b], dim=1)), "a second output that does not count"
+            return self.linear(torch.cat([a, b], dim=1))
 
     a, b = torch.randn(100, 2), torch.randn(100, 2)
     y = (a.sum(1) - b.sum(1)).unsqueeze(1)
@@ -189,6 +192,76 @@ def test_several_inputs_go_to_the_net_as_its_arguments():
     history = fit(net, md, 30, nn.MSELoss(), opt, progress=False)
     assert history[-1]["val_loss"] < 1e-3
     assert predict(net, md.val_dl).shape == (100, 1)
+
+
+class Heads(nn.Module):
+    """Two outputs, in the container that `wrap` makes of them."""
+
+    def __init__(self, wrap):
+        super().__init__()
+        self.a, self.b, self.wrap = nn.Linear(6, 3), nn.Linear(6, 2), wrap
+
+    def forward(self, x):
+        return self.wrap(self.a(x), self.b(x))
+
+
+Pair = namedtuple("Pair", "a b")
+
+
+@dataclass
+class Record:
+    a: torch.Tensor
+    b: torch.Tensor
+
+
+CONTAINERS = {
+    "tuple": (lambda a, b: (a, b), lambda out: out),
+    "list": (lambda a, b: [a, b], lambda out: out),
+    "named tuple": (Pair, lambda out: (out.a, out.b)),
+    "dict": (lambda a, b: {"a": a, "b": b}, lambda out: (out["a"], out["b"])),
+    "OrderedDict": (lambda a, b: OrderedDict(a=a, b=b), lambda out: (out["a"], out["b"])),
+    "dataclass": (Record, lambda out: (out.a, out.b)),
+    "nested": (lambda a, b: ((a, {"b": b}), None), lambda out: (out[0][0], out[0][1]["b"])),
+}
+
+
+@pytest.mark.parametrize("bs", [2, 16])  # a batch of two rows unpacks as two outputs
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_the_loss_the_metrics_and_predict_get_the_nets_output_whole(arrays, kind, bs):
+    x, y, x_valid, y_valid = arrays
+    wrap, heads_of = CONTAINERS[kind]
+
+    def crit(out, y):
+        a, b = heads_of(out)
+        return F.cross_entropy(a, y) + F.cross_entropy(b, y % 2)
+
+    def second(out, y):
+        return (heads_of(out)[1].argmax(1) == y % 2).float().mean()
+
+    whole = whole_epoch(lambda out, y: second(out, y))
+    results = []
+    for way in "plain", "fit":
+        torch.manual_seed(3)
+        net = Heads(wrap)
+        opt = optim.SGD(net.parameters(), lr=0.1)
+        md = ImageClassifierData.from_arrays(".", (x, y), (x_valid, y_valid), bs=bs)
+        if way == "fit":
+            row = fit(net, md, 1, crit, opt, [second, whole], progress=False)[-1]
+        else:
+            for xb, yb in md.trn_dl:
+                opt.zero_grad()
+                crit(net(xb), yb).backward()
+                opt.step()
+        results.append({name: p.detach().clone() for name, p in net.named_parameters()})
+    assert all(torch.equal(results[0][name], p) for name, p in results[1].items())
+    with torch.no_grad():
+        out = net.eval()(torch.from_numpy(x_valid))
+    a, b = heads_of(predict(net, md.val_dl))
+    assert type(predict(net, md.val_dl)) is type(out)
+    np.testing.assert_allclose(a, heads_of(out)[0].numpy(), atol=1e-6)
+    np.testing.assert_allclose(b, heads_of(out)[1].numpy(), atol=1e-6)
+    right = float(second(out, torch.from_numpy(y_valid)))
+    assert row["second"] == pytest.approx(right) and row["lambda"] == pytest.approx(right)
 
 
 def test_a_stepper_of_ones_own_replaces_the_step(net, md):
@@ -328,21 +401,6 @@ def test_predict_takes_batches_without_targets(net):
 def test_predict_keeps_no_graph_and_no_gradients(net, md):
     predict(net, md.val_dl)
     assert all(p.grad is None for p in net.parameters())
-
-
-def test_evaluation_takes_many_rows_at_once_but_never_too_many_bytes():
-    seen = []
-
-    class Sees(nn.Module):
-        def forward(self, x):
-            seen.append(len(x))
-            return x[:, :1].flatten(1)
-
-    predict(Sees(), ArrayLoader(np.zeros((4500, 4)), np.zeros(4500)))
-    assert seen == [64, 2000, 2000, 436]  # the first ones tell whether the net writes to its input
-    seen.clear()
-    predict(Sees(), ArrayLoader(np.zeros((200, 3, 256, 256), np.uint8), np.zeros(200), bs=8))
-    assert seen == [8] + [21] * 9 + [3]  # 16 MiB of float32
 
 
 def test_a_net_that_writes_to_its_input_does_not_change_the_data(arrays):

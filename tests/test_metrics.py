@@ -10,7 +10,7 @@ from torch import nn
 
 from minifast import metrics as mf
 from minifast import validate
-from minifast.metrics import RowMean, Whole, meter, metric_names
+from minifast.metrics import EpochMetric, WeightedMean, meter, metric_names
 
 # fastai07 recorded these: accuracy .6, recall = precision = f1 = fbeta(2) = 2/3.
 P = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7], [0.45, 0.55]])
@@ -87,7 +87,7 @@ def test_means_over_uneven_batches_are_means_over_rows(seed):
     rng = np.random.default_rng(seed)
     sizes = rng.integers(1, 50, 7).tolist()
     preds, targs = torch.randn(sum(sizes), 4), torch.randint(0, 4, (sum(sizes),))
-    for kind in RowMean, Whole:
+    for kind in WeightedMean, EpochMetric:
         found = kind(mf.accuracy)
         for p, t in zip(preds.split(sizes), targs.split(sizes), strict=True):
             found.update(p, t)
@@ -137,8 +137,8 @@ def test_a_loss_over_classes_counts_what_it_divides_by(kind, weights):
     y[::7] = -100
     y[:4] = -100  # a batch in which no row counts
     crit = kind(weight=None if weights is None else torch.tensor(weights))
-    mean = RowMean(crit)
+    mean = WeightedMean(crit)
     for part in torch.arange(50).split([4, 1, 20, 25]):
         mean.update(preds[part], y[part])
     assert mean.compute() == pytest.approx(float(crit(preds, y)), rel=1e-6)
-    assert np.isnan(RowMean(crit).compute())
+    assert np.isnan(WeightedMean(crit).compute())

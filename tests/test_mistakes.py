@@ -446,8 +446,8 @@ NETS = {
         net=softmax,
     ),
     "detached outputs": With("no way from the loss", net=Detaches),
-    "numpy outputs": With("the net gives no tensor", net=GivesNumpy),
-    "no outputs": With("the net gives no tensor", net=GivesNothing),
+    "numpy outputs": With("the net does not return a tensor", net=GivesNumpy),
+    "no outputs": With("the net does not return a tensor", net=GivesNothing),
     "frozen": With("frozen|no way", net=frozen),
     "of another net": With(
         "optimizer of another net", opt=lambda net: optim.SGD(softmax().parameters(), lr=0.1)

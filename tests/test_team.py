@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from minifast.parts import dealt, rows_in
+from minifast.batches import rows_of, scatter
 from minifast.team import join
 from tests import team_job
 
@@ -124,13 +124,13 @@ def test_a_batch_of_anything_is_dealt_out_whole() -> None:
         [torch.arange(2)],
     ]
     for group in groups:
-        dealt_out = [dealt(group, rank, 3) for rank in range(3)]
-        assert sum(mine for mine, _, _ in dealt_out) == sum(map(rows_in, group))
-        assert {n for _, n, _ in dealt_out} == {sum(map(rows_in, group))}
+        dealt_out = [scatter(group, rank, 3) for rank in range(3)]
+        assert sum(mine for mine, _, _ in dealt_out) == sum(map(rows_of, group))
+        assert {n for _, n, _ in dealt_out} == {sum(map(rows_of, group))}
         for mine, _, part in dealt_out:
-            assert rows_in(part) == max(mine, 1) or mine == 0
-    even, odd = dealt(groups[0], 0, 2), dealt(groups[0], 1, 2)
+            assert rows_of(part) == max(mine, 1) or mine == 0
+    even, odd = scatter(groups[0], 0, 2), scatter(groups[0], 1, 2)
     assert even[2][1] + odd[2][1] == ["a", "b", "c", "d", "e"]
-    both = [dealt(groups[1], rank, 2)[2] for rank in (0, 1)]
+    both = [scatter(groups[1], rank, 2)[2] for rank in (0, 1)]
     assert [len(part["x"]) for part in both] == [4, 3]
     assert torch.cat([part["x"] for part in both]).tolist() == [0, 1, 2, 3, 0, 1, 2]

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import model as core
+from ..batches import batch_size
 from ..callback import Callback, Events, Run
 from ..core import device_of, modes_kept
 from ..dataset import ModelData
-from ..metrics import RowMean, rows_of
+from ..metrics import WeightedMean
 from ..metrics import accuracy as accuracy
 from ..plugins.grad_clip import GradClip
 from ..progress import progress_bar
@@ -494,14 +495,14 @@ def validate(
     """`[loss, *metrics]` over a loader."""
     if epoch < validate_skip:
         return [float("nan")] * (1 + len(metrics or ()))
-    losses, *others = [RowMean(m) for m in (stepper.crit, *(metrics or ()))]
+    losses, *others = [WeightedMean(m) for m in (stepper.crit, *(metrics or ()))]
     device = device_of(stepper.m)
     with modes_kept(stepper.m), torch.no_grad():
         stepper.reset(False)
         for batch in dl:
             x, y = split_batch(batch, device)
             preds, loss = stepper.evaluate(_inputs(x), y)
-            losses.add(loss, rows_of(y))
+            losses.add(loss, batch_size(x, y))
             for each in others:
                 each.update(preds, y)
     return [float(mean.compute()) for mean in (losses, *others)]

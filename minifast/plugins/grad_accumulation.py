@@ -5,15 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from ..callback import Callback, Run
-from ..core import whole_number
+from ..core import explain, whole_number
+from ..losses import weighted
 
 
 class GradAccumulation(Callback):
     """Adds up the gradients of several batches and steps once for all of them.
 
-    The step is that of one batch with all their rows, for a loss that is a mean over rows: each row
-    counts once, also in a last window of fewer or shorter batches. BatchNorm still sees the small
-    batches.
+    The step is that of one batch with all their rows: each batch counts by what its loss divides
+    by (see `minifast.losses`): its rows, or its labels that are not ignored, with class weights. So
+    does the last window of an epoch, which may have fewer or shorter batches. On the CPU the
+    gradients are, to the bit, those of a loop that adds up `loss * weight` and divides by the sum.
+    BatchNorm still sees the small batches.
 
     Args:
         batches: How many batches make a step.
@@ -33,49 +36,54 @@ class GradAccumulation(Callback):
         self.batches = whole_number(
             "batches", batches, 1, fix="GradAccumulation(4)", entry="gradients"
         )
-        self.count = self.rows = 0
+        self.count, self.weight, self.known = 0, 0.0, False
+
+    def on_train_begin(self, run: Run) -> None:
+        """Has the loss tell what it divides by."""
+        run.crit = weighted(run.crit)
 
     def on_epoch_begin(self, run: Run) -> None:
         """Begins a window."""
-        self.count = self.rows = 0
+        self.count, self.weight = 0, 0.0
 
     def on_backward_begin(self, run: Run) -> None:
-        """Weighs the batch's loss by its rows, and keeps the gradients of those before it."""
+        """Weights the batch's loss, and keeps the gradients of the batches before it."""
         run.keep_grads = self.count > 0
-        run.loss = run.loss * run.rows
+        crit: Any = run.crit
+        known, weight = crit.divisor is not None, run.loss_weight
+        if self.count and known != self.known and run.team is None:
+            raise ValueError(_mixed())
+        self.known = known
+        run.loss = run.loss * weight
         self.count += 1
-        self.rows += run.rows
+        self.weight = self.weight + weight
 
     def on_backward_end(self, run: Run) -> None:
-        """Lets the window's last batch step, by the mean over its rows; the others not."""
-        run.skip_step = self.count < self.batches and run.batch + 1 != run.n_batches
-        if not run.skip_step:
-            self._divide(run)
-
-    def on_validate_begin(self, run: Run) -> None:
-        """Steps for an unfinished window, where the loader could not tell that it would end."""
-        self._finish(run)
-
-    def on_epoch_end(self, run: Run) -> None:
-        """The same, where there is no validation."""
-        self._finish(run)
+        """Lets the window's last batch step, with the mean over the window; the others not."""
+        run.skip_step = self.count < self.batches and not run.last_batch
+        if run.skip_step:
+            return
+        if self.weight:  # 0 where all labels are ignored, and all gradients are 0
+            for group in run.opt.param_groups:
+                for p in group["params"]:
+                    if p.grad is not None:
+                        p.grad /= self.weight
+        self.count, self.weight = 0, 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """How far the window is; its gradients are kept with the net's."""
-        return {"count": self.count, "rows": self.rows}
+        return {"count": self.count, "weight": float(self.weight), "known": self.known}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on within the window."""
-        self.count, self.rows = state["count"], state["rows"]
+        """Continues within the window."""
+        self.count, self.weight, self.known = state["count"], state["weight"], state["known"]
 
-    def _finish(self, run: Run) -> None:
-        if self.count:
-            self._divide(run)
-            run.stepper.update(run)
 
-    def _divide(self, run: Run) -> None:
-        for group in run.opt.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    p.grad /= self.rows
-        self.count = self.rows = 0
+def _mixed() -> str:
+    return explain(
+        "crit does not divide by the same for all batches of a window",
+        got="a mean over labels or entries for one batch, an unknown divisor for another",
+        wanted="one kind of mean, or a loss that declares what it divides by",
+        fix="@weighted_by(lambda preds, targs: ...) from minifast.metrics, above crit",
+        entry="gradients",
+    )

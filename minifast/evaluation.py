@@ -1,0 +1,149 @@
+"""One pass over a loader without gradients: what `validate` and `predict` have in common."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import checks
+from .batches import batch_size, cloned
+from .core import device_of
+from .dataloader import ArrayLoader
+from .losses import divides_by_rows, original
+from .metrics import WeightedMean, accuracy, accuracy_multi, meter, metric_names
+from .mistakes import NOT_YET, explain_failure
+from .stepper import Stepper, split_batch
+from .team import Team, join
+
+
+@torch.no_grad()
+def evaluate(
+    net: nn.Module,
+    dl: Any,
+    crit: Callable[..., Tensor],
+    metrics: Sequence[Any],
+    stepper: Stepper,
+) -> dict[str, float]:
+    """The loss and the metrics over a loader, with the net as it is, which is in eval mode."""
+    device, team = device_of(net), join()
+    functions = [crit, *metrics]
+    meters = [WeightedMean(crit), *map(meter, metrics)]
+    trusted = list(map(_is_known, functions))
+    for batch in eval_batches(dl, team, rows_at_once(dl, net, stepper, all(trusted))):
+        x, y = split_batch(batch, device)
+        preds = forward(stepper, net, x)
+        rows = batch_size(x, y)
+        try:
+            for each, known in zip(meters, trusted, strict=True):
+                # What a metric writes into is a copy: the next one gets what the net returned.
+                given = (preds, y) if known else (cloned(preds), cloned(y))
+                _update(each, *given, rows, team)
+        except Exception as error:
+            if each is meters[0]:  # the loss; a metric's own errors are its author's
+                explain_failure(error, net, crit, x, y, preds, NOT_YET)
+            raise
+    names = ["val_loss", *metric_names(metrics)]
+    values = [each.compute() if team is None else team.computed(each) for each in meters]
+    return dict(zip(names, map(float, values), strict=True))
+
+
+def _update(meter: Any, preds: Any, y: Any, rows: int, team: Team | None) -> None:
+    if team is not None:
+        team.update(meter, preds, y)
+    elif isinstance(meter, WeightedMean):
+        meter.update(preds, y, rows)
+    else:
+        meter.update(preds, y)
+
+
+def forward(stepper: Stepper, net: nn.Module, x: Any) -> Any:
+    """The net's output for a batch; PyTorch's errors are explained."""
+    try:
+        return stepper.forward(net, x)
+    except Exception as error:
+        explain_failure(error, net, None, x, None, NOT_YET, NOT_YET)
+        raise
+
+
+def eval_batches(dl: Any, team: Team | None, bs: int) -> Iterable[Any]:
+    """The batches to evaluate, of arrays in their own order and `bs` rows for each process."""
+    if isinstance(dl, ArrayLoader):
+        return dl.in_order(bs) if team is None else team.in_order(dl, bs * team.size)
+    return _at_least_one(dl if team is None else team.in_order(dl, 0))
+
+
+def _at_least_one(batches: Iterable[Any]) -> Iterator[Any]:
+    batches = iter(batches)
+    first = list(islice(batches, 1))
+    if not first:
+        raise ValueError(checks.no_batch("the loader"))
+    return chain(first, batches)
+
+
+# ---- how many rows at once ---------------------------------------------------------------
+
+# Where no gradient is kept a batch may be larger: fewer calls, and it still fits the cache.
+EVAL_ROWS, EVAL_BYTES = 2000, 2**24
+
+ROW_METRICS = accuracy, accuracy_multi
+ROW_MODULES = {
+    *(nn.Linear, nn.Identity, nn.Dropout, nn.AlphaDropout),
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
+    *(nn.Sigmoid, nn.Tanh, nn.LogSigmoid, nn.Softplus, nn.Softsign, nn.Hardtanh),
+    *(nn.Hardsigmoid, nn.Hardswish, nn.Threshold),
+}
+
+
+def rows_at_once(dl: Any, net: nn.Module, stepper: Stepper, known: bool) -> int:
+    """How many rows of arrays are evaluated at once: the loader's batch size, or more if safe.
+
+    A net, a loss or a metric may look at the whole batch, and then another batch size gives another
+    value; a convolution may need the memory. Safe is what is known not to: PyTorch's own dense
+    layers in a `Sequential`, PyTorch's own losses (a mean over rows), minifast's metrics of rows.
+    """
+    bs = int(getattr(dl, "bs", 0))
+    if not known or not isinstance(dl, ArrayLoader) or dl.tfm is not None:
+        return bs
+    if not _keeps_rows_apart(net) or stepper_forward(stepper) is not Stepper.forward:
+        return bs
+    if any(len(a.shape) < 2 for a in dl.arrays[:-1]):
+        return bs  # a layer takes such a batch for one row
+    widths = [int(math.prod(a.shape[1:])) for a in dl.arrays]
+    widths += [m.out_features for m in net.modules() if isinstance(m, nn.Linear)]
+    return max(bs, min(EVAL_ROWS, EVAL_BYTES // (4 * max(1, *widths))))
+
+
+def stepper_forward(stepper: Any) -> Any:
+    """The function that is a stepper's `forward`."""
+    return type(getattr(stepper, "inner", stepper)).forward
+
+
+def _keeps_rows_apart(net: nn.Module) -> bool:
+    return all(_is_row_module(module) and not _hooked(module) for module in net.modules())
+
+
+def _is_row_module(module: nn.Module) -> bool:
+    if type(module) is nn.Sequential or type(module) in ROW_MODULES:
+        return True
+    if type(module) is nn.BatchNorm1d:
+        return module.running_mean is not None  # without, it takes the batch's statistics
+    if type(module) in (nn.Softmax, nn.LogSoftmax, nn.Softmin):
+        return module.dim in (1, -1)
+    return type(module) is nn.Flatten and module.start_dim == 1
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether a user's hook sees the module's inputs or outputs."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _is_known(function: Any) -> bool:
+    """Whether a loss or metric is known to treat rows apart, and to write into nothing."""
+    if getattr(function, "whole_epoch", False):
+        return True  # it gets all rows, copied
+    return divides_by_rows(original(function)) or any(function is each for each in ROW_METRICS)

@@ -1,0 +1,303 @@
+"""What a loss or a metric divides by: the one table, and how it is read from a call.
+
+The value of a batch is a mean over something: rows, pixels, the labels that are not ignored, class
+weights. The mean over several batches is the value that one large batch has only if each of them
+counts by what it divided by. Everything that averages over batches asks here: `val_loss` and
+metrics, `GradAccumulation`, several processes.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from functools import cache
+from math import prod
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from .batches import batch_size, seen
+from .core import explain
+
+__all__ = ["weighted_by"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Count = float | Tensor
+
+
+def weighted_by(count: Callable[[Any, Any], Count]) -> Callable[[Function], Function]:
+    """Declares what a loss or metric divides by: its values are averaged with these weights.
+
+    PyTorch's losses and means over rows or entries need no declaration. A mean over something else,
+    such as the entries that a mask leaves, does: without it each batch counts by its rows.
+
+    Args:
+        count: `count(preds, targs)` returns the number, or the sum of weights, that the function
+            divides by: a number or a 0-dim tensor.
+
+    Examples:
+        >>> @weighted_by(lambda preds, targs: targs.isfinite().sum())
+        ... def masked_mse(preds, targs):
+        ...     there = targs.isfinite()
+        ...     return ((preds - targs)[there] ** 2).mean()
+        >>> from minifast import ArrayLoader, validate
+        >>> y = torch.tensor([1.0, 1.0, 1.0, torch.nan, torch.nan, 3.0])
+        >>> validate(nn.Identity(), ArrayLoader(torch.zeros(6), y, bs=3), masked_mse)
+        {'val_loss': 3.0}
+    """
+
+    def declare(function: Function) -> Function:
+        function.divisor = count  # type: ignore[attr-defined]
+        return function
+
+    return declare
+
+
+class WeightedLoss:
+    """A loss or metric that also knows what its last value divided by.
+
+    PyTorch's losses are recognized when they are called, wherever the call stands: in `nn` modules,
+    their subclasses, `functools.partial`, user functions. What counts is the call whose result is
+    returned. A final `.mean()` counts its entries if predictions or targets have as many.
+
+    Attributes:
+        function: The loss or metric itself.
+        divisor: What the last value divided by; None if that is unknown.
+        rows: The number of rows of the last batch, as its targets tell.
+        total: What the last batch counts in all processes together, where there are several.
+
+    Examples:
+        >>> loss = WeightedLoss(nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0])))
+        >>> value = loss(torch.zeros(4, 2), torch.tensor([0, 1, 1, -100]))
+        >>> loss.divisor, loss.rows
+        (tensor(7.), 4)
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.divisor: Count | None = None
+        self.rows = 0
+        self.total: Count = 0
+
+    def __call__(self, preds: Any, targs: Any) -> Any:
+        self.rows = batch_size(None, targs)
+        declared = getattr(self.function, "divisor", None)
+        if callable(declared):
+            self.divisor = declared(preds, targs)
+            return self.function(preds, targs)
+        with _Calls(preds, targs) as calls:
+            value = self.function(preds, targs)
+        self.divisor = calls.divisor_of(value)
+        return value
+
+
+def weighted(function: Callable[..., Any]) -> WeightedLoss:
+    """The function as a `WeightedLoss`; one that is already is returned as it is."""
+    return function if isinstance(function, WeightedLoss) else WeightedLoss(function)
+
+
+def original(function: Any) -> Any:
+    """The user's own loss or metric, without the `WeightedLoss` around it."""
+    return function.function if isinstance(function, WeightedLoss) else function
+
+
+# ---- reading it from a call --------------------------------------------------------------
+
+
+class _Calls(TorchFunctionMode):
+    """Notes what calls of PyTorch's losses, and means over all entries, divided by."""
+
+    def __init__(self, preds: Any, targs: Any) -> None:
+        super().__init__()
+        self.found: list[tuple[Any, Count | None]] = []
+        self.counts = {
+            prod(t.shape[:axes])
+            for t in (preds, targs)
+            if isinstance(t, Tensor)
+            for axes in range(1, t.ndim + 1)
+        }
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.l1_loss:
+            kwargs = {**kwargs, "weight": _argument_of_caller(func, "weight")}
+        result = func(*args, **kwargs)
+        if func in DIVISORS:
+            self.found.append((result, _divisor(func, args, kwargs)))
+        elif func in MEANS and isinstance(result, Tensor) and result.ndim == 0:
+            entries = args[0].numel() if args else kwargs["input"].numel()
+            self.found.append((result, entries if entries in self.counts else None))
+        elif func in SAME_VALUE and args:
+            self.found.append((result, self.divisor_of(args[0])))
+        return result
+
+    def divisor_of(self, value: Any) -> Count | None:
+        """What the call divided by whose result this is; None if there was none."""
+        return next((count for result, count in reversed(self.found) if result is value), None)
+
+
+def _argument_of_caller(function: Any, name: str) -> Any:
+    """An argument that PyTorch's dispatch to a `TorchFunctionMode` leaves out: a bug up to 2.13."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code is not function.__code__:
+        frame = frame.f_back
+    return frame.f_locals.get(name)
+
+
+MEANS = {torch.mean, Tensor.mean}
+# A metric often returns its mean as a number, or detached.
+SAME_VALUE = {Tensor.item, Tensor.detach, Tensor.cpu, Tensor.float, Tensor.double, Tensor.to}
+
+
+def _divisor(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Count | None:
+    """What a call of one of PyTorch's losses divides its sum by."""
+    bound = _signature(function).bind(*args, **kwargs)
+    bound.apply_defaults()
+    given = bound.arguments
+    if given.get("size_average") is not None or given.get("reduce") is not None:
+        return None  # deprecated spellings of reduction
+    if given["reduction"] == "batchmean":
+        return int(given["input"].shape[0])
+    return DIVISORS[function](given) if given["reduction"] == "mean" else None
+
+
+@cache
+def _signature(function: Any) -> inspect.Signature:
+    return inspect.signature(function)
+
+
+# ---- the table ---------------------------------------------------------------------------
+
+Arguments = dict[str, Any]
+
+
+def _entries(*names: str) -> Callable[[Arguments], Count]:
+    """The entries of these arguments, broadcast."""
+
+    def count(given: Arguments) -> Count:
+        return int(prod(torch.broadcast_shapes(*(given[name].shape for name in names))))
+
+    return count
+
+
+def _weighted_entries(given: Arguments) -> Count:
+    """The entries, or the sum of their weights."""
+    weight = given["weight"]
+    return _entries("input", "target")(given) if weight is None else Tensor.sum(weight)
+
+
+def _classes(given: Arguments) -> Count:
+    """The labels that are not ignored, or the sum of their class weights."""
+    target, weight, ignored = given["target"], given["weight"], given["ignore_index"]
+    if target.is_floating_point():  # probabilities: every row counts 1, weights or not
+        return int(target.numel() // target.shape[1 if target.ndim > 1 else 0])
+    counted = target != (-100 if ignored is None else ignored)
+    return Tensor.sum(counted if weight is None else weight[target[counted]])
+
+
+def _rows_of_vectors(name: str) -> Callable[[Arguments], Count]:
+    """The vectors along the last axis."""
+    return lambda given: int(given[name].numel() // given[name].shape[-1])
+
+
+DIVISORS: dict[Any, Callable[[Arguments], Count]] = {
+    F.cross_entropy: _classes,
+    F.nll_loss: _classes,
+    F.mse_loss: _weighted_entries,
+    F.l1_loss: _weighted_entries,
+    F.huber_loss: _entries("input", "target"),  # its weights are not divided by
+    F.smooth_l1_loss: _entries("input", "target"),
+    F.binary_cross_entropy: _entries("input", "target"),
+    F.binary_cross_entropy_with_logits: _entries("input", "target"),
+    F.kl_div: _entries("input", "target"),
+    F.poisson_nll_loss: _entries("input", "target"),
+    F.gaussian_nll_loss: _entries("input", "target"),
+    F.soft_margin_loss: _entries("input", "target"),
+    F.hinge_embedding_loss: _entries("input", "target"),
+    F.margin_ranking_loss: _entries("input1", "input2", "target"),
+    F.cosine_embedding_loss: lambda given: int(given["target"].numel()),
+    F.multi_margin_loss: lambda given: int(given["target"].numel()),
+    F.multilabel_margin_loss: _rows_of_vectors("input"),
+    F.multilabel_soft_margin_loss: _rows_of_vectors("input"),
+    F.triplet_margin_loss: _rows_of_vectors("anchor"),
+    F.triplet_margin_with_distance_loss: _rows_of_vectors("anchor"),
+    F.ctc_loss: lambda given: int(torch.as_tensor(given["target_lengths"]).numel()),
+}
+if hasattr(F, "linear_cross_entropy"):  # since PyTorch 2.13
+    DIVISORS[F.linear_cross_entropy] = _classes
+
+
+def divides_by_rows(crit: Any) -> bool:
+    """Whether it is one of PyTorch's own losses, whose value is a mean over independent rows.
+
+    A subclass may compute anything, so only the classes and functions themselves are meant.
+    """
+    kind = type(crit)
+    module = isinstance(crit, nn.Module) and kind.__module__ == "torch.nn.modules.loss"
+    known = module or any(crit is function for function in DIVISORS)
+    return known and getattr(crit, "reduction", "mean") == "mean"
+
+
+# ---- losses over classes -------------------------------------------------------------------
+
+CLASS_LOSSES = (nn.NLLLoss, nn.CrossEntropyLoss, nn.MultiMarginLoss)
+CLASS_FUNCTIONS = ("nll_loss", "cross_entropy", "multi_margin_loss")
+
+
+def class_loss(crit: Any) -> bool:
+    """Whether the loss wants classes: whole numbers from 0."""
+    crit = original(crit)
+    return isinstance(crit, CLASS_LOSSES) or getattr(crit, "__name__", "") in CLASS_FUNCTIONS
+
+
+def label_problem(crit: Any, y: Any, classes: int | None = None, name: str = "y") -> str | None:
+    """What is wrong with the labels of a class loss, in words; None if nothing is seen.
+
+    `classes` is how many outputs the net has, once that is known.
+    """
+    crit = original(crit)
+    if not class_loss(crit) or not isinstance(y, Tensor) or not y.numel():
+        return None
+    loss = type(crit).__name__ if isinstance(crit, nn.Module) else crit.__name__
+    ignored = getattr(crit, "ignore_index", -100)
+    if y.is_floating_point() and (y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1)):
+        problem = f"the labels y are floats, and {loss} wants classes"
+        fix = "y.astype(np.int64) before from_arrays; for a quantity, crit=nn.MSELoss()"
+        return _labels(problem, y, fix, "float-labels")
+    if y.ndim == 2 and y.shape[1] == 1:
+        problem = f"the labels {name} are a column, and {loss} wants a row of them"
+        return _labels(problem, y, "y.ravel() before from_arrays", "shapes-differ")
+    if y.is_floating_point() or y.ndim != 1:
+        return None  # probabilities, or a class for each pixel
+    low, high = int(y.min()), int(y.max())
+    if low < 0 and not bool(((y >= 0) | (y == ignored)).all()):
+        problem = f"{name} holds the label {low}, and classes are counted from 0"
+        return _labels(problem, y, "classes, y = np.unique(y, return_inverse=True)", "label-range")
+    if low == high == ignored:
+        problem = f"every label of {name} is {ignored}, which {loss} leaves out"
+        return _labels(problem, y, "give the rows their labels", "label-range")
+    if classes is None or high < classes:
+        return None
+    row = int((y >= classes).nonzero()[0])
+    problem = f"{name} holds the label {high} (row {row}), and the net has {classes} outputs"
+    fix = f"end the net in {high + 1} outputs, or number the classes anew from 0: np.unique(y, "
+    fix += "return_inverse=True)"
+    if low == 1 and high == classes:
+        problem, fix = f"the labels {name} start at 1, and classes are counted from 0", "y - 1"
+    return _labels(problem, y, fix, "label-range")
+
+
+def _labels(problem: str, y: Tensor, fix: str, entry: str) -> str:
+    return explain(
+        problem,
+        got=f"{seen(y)}, the first {y.flatten()[:4].tolist()}",
+        wanted="whole numbers 0, 1, 2, ...: int64 of shape (rows,)",
+        fix=fix,
+        entry=entry,
+    )
