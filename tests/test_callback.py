@@ -8,6 +8,7 @@ from torch import nn, optim
 
 from minifast import Callback, ModelData, accuracy, fit
 from minifast.callback import EVENTS, Events, Run, _nobody
+from minifast.plugins import Checkpoint, SaveBest
 
 
 class Recorder(Callback):
@@ -373,3 +374,86 @@ def test_events_nobody_hears_are_one_empty_call():
 
 
 TRAIN_EVENTS = ("on_train_begin", "on_train_end")  # fired by `Events.training`
+
+
+# ---- what is deferred ----------------------------------------------------------------------
+
+
+class Defers(Recorder):
+    """Asks in each event, by `run.after`, for the event to be written down."""
+
+    def _record(self, event, run):
+        run.after(lambda run: self.log.append(event))
+
+
+class Notes(Recorder):
+    """Writes down each event as it comes."""
+
+    def _record(self, event, run):
+        self.log.append(f"during {event}")
+
+
+def fail(run):
+    raise RuntimeError("on purpose")
+
+
+@pytest.mark.parametrize("event", EVENTS)
+@pytest.mark.parametrize("first", [True, False])
+def test_after_an_error_nothing_deferred_is_done(net, md, event, first):
+    done = []
+    callbacks = [Defers(done), At(event, fail)]
+    with pytest.raises(RuntimeError, match="on purpose"):
+        train(net, md, callbacks if first else callbacks[::-1])
+    assert event not in done and "on_train_end" not in done
+
+
+def test_what_is_deferred_waits_for_all_handlers_of_any_event(net, md):
+    log = []
+    train(net, md, [Defers(log), Notes(log)])
+    for event in EVENTS:
+        assert log.index(event) == log.index(f"during {event}") + 1
+
+
+def test_a_checkpoint_is_not_written_after_an_error_elsewhere(net, md, tmp_path):
+    """SaveBest has put back its weights by the time the first callback's on_train_end runs."""
+    path = tmp_path / "run.ckpt"
+
+    written = []
+    look = At("on_epoch_begin", lambda run: written.append(path.read_bytes()), n=3)
+    callbacks = [SaveBest("trn_loss"), Checkpoint(path), At("on_epoch_end", fail, n=3), look]
+    with pytest.raises(RuntimeError, match="on purpose"):
+        train(net, md, callbacks, epochs=4)
+    assert written == [path.read_bytes()]
+
+
+@pytest.mark.parametrize("order", ["pause first", "stop first"])
+def test_a_stop_overrules_a_pause(net, md, order):
+    class Asks(Callback):
+        def on_validate_end(self, run):
+            (run.pause if order == "pause first" else run.stop)("the first")
+
+        def on_epoch_end(self, run):
+            (run.stop if order == "pause first" else run.pause)("the second")
+            seen.append((run.stopped, run.paused))
+
+    seen = []
+    history = train(net, md, [Asks()], epochs=3)
+    reason = "the second" if order == "pause first" else "the first"
+    assert seen == [(reason, False)] and history.stopped == reason and len(history) == 1
+
+
+def test_the_last_batch_of_an_epoch(net, arrays):
+    x, y, *_ = arrays
+    parts = [
+        (torch.from_numpy(x[i : i + 60]), torch.from_numpy(y[i : i + 60]))
+        for i in range(0, 203, 60)
+    ]
+    found = []
+
+    class Looks(Callback):
+        def on_batch_end(self, run):
+            found.append(run.last_batch)
+            assert len(run.x) == len(parts[run.batch][0])
+
+    train(net, ModelData(".", parts), [Looks()])
+    assert found == [False, False, False, True] * 2

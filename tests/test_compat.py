@@ -557,6 +557,20 @@ def test_predictions_and_the_way_to_them(md: Any, net: nn.Module) -> None:
     np.testing.assert_allclose(batch.numpy(), preds[: len(xb)], rtol=1e-6)
 
 
+def test_of_several_outputs_the_first_is_the_prediction(md: Any, net: nn.Module) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.net(x), "hidden state"
+
+    preds, targs = training.predict_with_targs(Two(), md.val_dl)
+    assert np.array_equal(preds, training.predict(net, md.val_dl))
+    assert np.array_equal(targs, md.val_y)
+
+
 def test_the_stepper_for_loops_by_hand(md: Any, net: nn.Module) -> None:
     stepper = training.Stepper(net, optim.SGD(net.parameters(), 0.1), F.nll_loss)
     losses = [stepper.step([x], y) for _ in range(5) for x, y in md.trn_dl]

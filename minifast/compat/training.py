@@ -315,7 +315,7 @@ class Phases(Callback):
 
 def _of_batch(net: Any, crit: Any, metrics: Sequence[Any], batch: Any) -> list[float]:
     x, y = split_batch(batch, device_of(net))
-    preds = Plain().forward(net, x)
+    preds = FirstOutput().forward(net, x)
     return [float(crit(preds, y)), *(float(m(preds.detach(), y)) for m in metrics)]
 
 
@@ -380,6 +380,15 @@ class Table07:
         if not self.visualize or epoch == 0 or trn == before[0] or val == before[1]:
             return ""
         return f" {'△' if trn > before[0] else '▼'} {'△' if val > before[1] else '▼'}"
+
+
+class FirstOutput(Plain):
+    """0.7's rule: of several outputs the first is the prediction."""
+
+    def forward(self, net: nn.Module, x: Any) -> Any:
+        """The first output, if there are several."""
+        out = super().forward(net, x)
+        return out[0] if isinstance(out, tuple | list) else out
 
 
 class Step07(Plain):
@@ -511,13 +520,13 @@ def validate(
 def predict(m: nn.Module, dl: Any) -> Any:
     """The predictions for a loader's rows, in its order, as one numpy array."""
     _reset(m)
-    return core.predict(m, dl)
+    return core.predict(m, dl, stepper=FirstOutput())
 
 
 def predict_with_targs(m: nn.Module, dl: Any) -> Any:
     """The predictions and the targets, as numpy arrays."""
     _reset(m)
-    return core.predict_with_targs(m, dl)
+    return core.predict_with_targs(m, dl, stepper=FirstOutput())
 
 
 def predict_batch(m: nn.Module, x: Any) -> Any:
