@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .chunks import ChunkedBatches, drawn_order, part_of
+from .chunks import ChunkedBatches, drawn_order, shard_of
 from .core import as_tensor, explain, training_dtype, whole_number
 from .rows import Rows, in_order, stays_away
 
@@ -70,66 +71,79 @@ class ArrayLoader:
         self.shuffle = _checked_shuffle(shuffle)
         self.tfm = tfm
         self.generator = None if seed is None else torch.Generator().manual_seed(seed)
-        self.away = any(map(stays_away, arrays))
+        self.out_of_core = any(map(stays_away, arrays))
         pairs = zip(arrays, names, strict=True)
-        self.arrays = [_rows(a, name, self.away) for a, name in pairs]
+        self.arrays = [_rows(a, name, self.out_of_core) for a, name in pairs]
         _check_lengths(self.arrays, names)
         self.n_rows = len(self.arrays[0])
-        self.take = taker(self.arrays, tfm)
-        self.joins_lone_row = False
-        self.part = (0, 1)  # which of how many processes, under torchrun
-        self._writable = not any(
-            isinstance(a, np.ndarray) and not a.flags.writeable for a in arrays
-        )
+        self.shard = (0, 1)  # rank and number of the processes that share each batch
+        self.merge_last_row = False
 
     def __len__(self) -> int:
-        return -(-self.n_rows // self.together) - self.joined
+        return -(-self.n_rows // self.global_batch_size) - self.merges_last_row
 
     @property
-    def together(self) -> int:
+    def global_batch_size(self) -> int:
         """Rows in a batch of all processes: `bs` for each."""
-        return self.bs * self.part[1]
+        return self.bs * self.shard[1]
 
     @property
-    def ends_in_lone_row(self) -> bool:
-        """Whether the last batch would have a single row (for one of the processes)."""
-        bs, fewest = self.together, 2 * self.part[1] - 1
+    def last_batch_is_single(self) -> bool:
+        """Whether the last batch would have a single row (in one of the processes)."""
+        bs, fewest = self.global_batch_size, 2 * self.shard[1] - 1
         return self.bs > 1 and bs < self.n_rows and 0 < self.n_rows % bs <= fewest
 
     @property
-    def joined(self) -> bool:
-        """Whether that row goes with the batch before it: set `joins_lone_row`, as `fit` does."""
-        return self.joins_lone_row and self.ends_in_lone_row
+    def merges_last_row(self) -> bool:
+        """Whether a single last row joins the batch before it."""
+        return self.merge_last_row and self.last_batch_is_single
 
     def __iter__(self) -> Batches | ChunkedBatches:
-        if self.away:
-            return ChunkedBatches(self, drawn_order(self), self.together, self.joined)
+        bs, merge = self.global_batch_size, self.merges_last_row
+        if self.out_of_core:
+            return ChunkedBatches(self, drawn_order(self), bs, merge)
         if self.shuffle:
-            rows = torch.randperm(self.n_rows, generator=self.generator)
-        else:
-            rows = torch.arange(self.n_rows)
-        return Batches(self, rows, self.together, self.joined)
+            return Batches(self, torch.randperm(self.n_rows, generator=self.generator), bs, merge)
+        return Batches(self, range(self.n_rows), bs, merge)
 
-    def over(self, arrays: list[Any]) -> ArrayLoader:
-        """A loader like this one over copies of its arrays that lie elsewhere.
+    def view(
+        self,
+        *,
+        arrays: list[Any] | None = None,
+        shard: tuple[int, int] | None = None,
+        merge_last: bool | None = None,
+    ) -> ArrayLoader:
+        """A loader of the same rows that gives other batches; this one stays as it is.
+
+        Both draw their orders from the same generator. What is None stays the same.
+
+        Args:
+            arrays: Copies of the arrays, such as those on another device.
+            shard: `(rank, size)`: the part of each batch for one of `size` processes. The batches
+                of all have `size * bs` rows.
+            merge_last: Whether a single last row joins the batch before it.
 
         Examples:
-            >>> loader = ArrayLoader(torch.zeros(10, 2), bs=4)
-            >>> next(iter(loader.over([a.to("meta") for a in loader.arrays])))[0].device
-            device(type='meta')
+            >>> loader = ArrayLoader(range(9), bs=4)
+            >>> [len(x) for (x,) in loader.view(merge_last=True)], [len(x) for (x,) in loader]
+            ([4, 5], [4, 4, 1])
+            >>> [x.tolist() for (x,) in loader.view(shard=(1, 2))]
+            [[4, 5, 6, 7], [8]]
         """
-        like = copy.copy(self)  # the generator is the same, and drawn from by both
-        like.arrays, like.take = arrays, taker(arrays, self.tfm)
-        return like
+        view = copy.copy(self)
+        view.arrays = self.arrays if arrays is None else arrays
+        view.shard = self.shard if shard is None else shard
+        view.merge_last_row = self.merge_last_row if merge_last is None else merge_last
+        return view
 
     def batch_rows(self, first: int = 0) -> list[int]:
-        """How many rows each batch has, of all processes together, without the first so many.
+        """How many rows each batch has, in all processes together, without the first so many.
 
         Examples:
             >>> ArrayLoader(range(10), bs=4).batch_rows()
             [4, 4, 2]
         """
-        n, bs = len(self), self.together
+        n, bs = len(self), self.global_batch_size
         return [self.n_rows - i * bs if i == n - 1 else bs for i in range(first, n)]
 
     def in_order(self, bs: int) -> Batches | ChunkedBatches:
@@ -139,45 +153,33 @@ class ArrayLoader:
             >>> [len(x) for x, in ArrayLoader(range(10), shuffle=True).in_order(4)]
             [4, 4, 2]
         """
-        if self.away:
+        if self.out_of_core:
             return ChunkedBatches(self, in_order, bs)
-        return Batches(self, torch.arange(self.n_rows), bs)
+        return Batches(self, range(self.n_rows), bs)
 
-    def read(self, bs: int) -> Iterator[Batch]:
-        """All rows in their own order, to be read only: not copied where it can be helped.
+    def gatherer(
+        self, arrays: list[Any] | None = None, adjacent: bool = False
+    ) -> Callable[[Any], Batch]:
+        """`gather(rows)`: a copy of the rows of these numbers, as a batch.
 
-        The first `loader.bs` rows are copied all the same, to see whether they are written to, as
-        by a net that begins with `ReLU(inplace=True)`; if so, all are. Then come `bs` in a batch.
+        Made once per pass and not for each batch: a step of a small net costs less than 20 calls.
+
+        Args:
+            arrays: A part of each array, instead of all of it.
+            adjacent: Row numbers come as ranges; otherwise as int64 on the arrays' device.
+
+        Examples:
+            >>> ArrayLoader([5, 6, 7], [0, 1, 0]).gatherer()(torch.tensor([2, 0]))
+            (tensor([7, 5]), tensor([0, 0]))
         """
-        if self.away:
-            yield from self.in_order(bs)  # copies in any case
-            return
-        first = self.take(torch.arange(min(self.bs, self.n_rows), device=self.arrays[0].device))
-        versions = [t._version for t in first if isinstance(t, Tensor)]
-        yield first
-        written = versions != [t._version for t in first if isinstance(t, Tensor)]
-        rest = [a[self.bs :] for a in self.arrays]
-        if written or self.tfm is not None or not self._writable:
-            rows = torch.arange(self.bs, self.n_rows, device=self.arrays[0].device)
-            yield from Batches(self, rows, bs) if len(rows) else ()
-            return
-        for parts in zip(*(a.split(bs) for a in rest), strict=True):
-            if len(parts[0]):  # torch splits nothing into one part of nothing
-                yield tuple(part.to(batch_dtype(part)) for part in parts)
-
-
-def taker(arrays: list[Any], tfm: Callable[..., Any] | None) -> Callable[[Tensor], Batch]:
-    """`take(rows)`: the batch of these row numbers (int64, on the arrays' device).
-
-    Chosen once and not for each batch: a step of a small net costs less than twenty calls.
-    """
-    gather = [_gatherer(a) for a in arrays]
-    if tfm is not None:
-        return lambda rows: _transformed(tfm, tuple([each(rows) for each in gather]))
-    if len(gather) == 2:
-        x, y = gather
-        return lambda rows: (x(rows), y(rows))
-    return lambda rows: tuple([each(rows) for each in gather])
+        arrays, tfm = self.arrays if arrays is None else arrays, self.tfm
+        gather = [(_copied if adjacent else _selected)(a) for a in arrays]
+        if tfm is not None:
+            return lambda rows: _transformed(tfm, tuple([each(rows) for each in gather]))
+        if len(gather) == 2:
+            x, y = gather
+            return lambda rows: (x(rows), y(rows))
+        return lambda rows: tuple([each(rows) for each in gather])
 
 
 class Batches:
@@ -185,14 +187,24 @@ class Batches:
 
     __slots__ = ("_batches", "_length")
 
-    def __init__(self, loader: ArrayLoader, rows: Tensor, bs: int, joined: bool = False) -> None:
-        parts = rows.to(loader.arrays[0].device).split(bs)
-        if joined:
-            parts = (*parts[:-2], torch.cat(parts[-2:]))
-        if loader.part[1] > 1:
-            parts = tuple([part_of(each, loader.part) for each in parts])
+    def __init__(
+        self, loader: ArrayLoader, rows: Tensor | range, bs: int, merge_last: bool = False
+    ) -> None:
+        """Batches of rows in a drawn order, or in their own: a range."""
+        n, rest = divmod(len(rows), bs)
+        sizes = [bs] * n + [rest] * (rest > 0)
+        if merge_last:
+            sizes[-2:] = [bs + rest]
+        parts: Sequence[Any]
+        if isinstance(rows, Tensor):
+            parts = rows.to(loader.arrays[0].device).split(sizes)
+        else:
+            ends = accumulate(sizes)
+            parts = [rows[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+        if loader.shard[1] > 1:
+            parts = [shard_of(each, loader.shard) for each in parts]
         self._length = len(parts)
-        self._batches = map(loader.take, parts)
+        self._batches = map(loader.gatherer(adjacent=isinstance(rows, range)), parts)
 
     def __len__(self) -> int:
         """The batches of the whole pass, those already taken included."""
@@ -245,10 +257,17 @@ def batch_dtype(t: Tensor | Rows) -> torch.dtype:
     return training_dtype(t.dtype)
 
 
-def _gatherer(a: Tensor | Rows) -> Callable[[Tensor], Tensor]:
+def _selected(a: Tensor | Rows) -> Callable[[Tensor], Tensor]:
+    """Copies rows by their numbers."""
     dtype = batch_dtype(a)
     select: Callable[[Tensor], Tensor] = partial(a.index_select, 0)
     return select if dtype == a.dtype else lambda rows: select(rows).to(dtype)
+
+
+def _copied(a: Tensor) -> Callable[[range], Tensor]:
+    """Copies rows that lie together: the same numbers in the same layout, in less time."""
+    dtype, layout = batch_dtype(a), torch.contiguous_format
+    return lambda rows: a[rows.start : rows.stop].to(dtype, copy=True, memory_format=layout)
 
 
 def _transformed(tfm: Callable[..., Any], batch: Batch) -> Batch:

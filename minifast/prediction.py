@@ -186,7 +186,7 @@ def rows_in_order(dl: Any, team: Team | None) -> Iterable[Any]:
         return _some(dl if team is None else team.in_order(dl, 0))
     row_bytes = sum(math.prod(a.shape[1:]) for a in dl.arrays) * 4
     bs = max(dl.bs, min(EVALUATION_ROWS, EVALUATION_BYTES // max(row_bytes, 1)))
-    return dl.read(bs) if team is None else team.in_order(dl, bs * team.size)
+    return dl.in_order(bs) if team is None else team.in_order(dl, bs * team.size)
 
 
 def _some(batches: Iterable[Any]) -> Iterator[Any]:
