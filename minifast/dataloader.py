@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .arrays import as_tensor, batch_dtypes
 from .chunks import ChunkedBatches, drawn_order, shard_of
-from .core import as_tensor, explain, training_dtype, whole_number
+from .core import explain, whole_number
 from .rows import Rows, in_order, stays_away
 
 __all__ = ["ArrayLoader"]
@@ -28,13 +29,15 @@ class ArrayLoader:
     has the loader's length, so that `batches = iter(loader); range(len(batches)); next(batches)`
     works. Every batch is a copy: writing to it leaves the arrays as they were.
 
-    In memory floats become float32 and whole numbers int64, once; uint8 arrays (images) stay as
-    they are and are converted a batch at a time, to float32 without scaling. If one of the arrays
+    In memory floats become float32 and integers int64, once; uint8 arrays (images) stay as they
+    are and are converted a batch at a time, to float32 without scaling. Booleans become numbers,
+    except among several inputs: there they are masks and stay bool. If one of the arrays
     stays on a disk (a memory map, h5py's, zarr's, `minifast.rows.Rows`), so do all: the rows of
     some batches are read at a time, by a thread if that waits, and memory does not grow.
 
     Args:
-        *arrays: numpy arrays, tensors, lists or memory maps; the first axis counts the rows.
+        *arrays: NumPy arrays, tensors, lists or memory maps; the first axis counts the rows. Of
+            several, the last is the target.
         bs: Rows in a batch; the last one may have fewer.
         shuffle: A new order each time it is iterated. Otherwise rows come in their own order.
             `"blocks"`, for disks that turn and files that are compressed: whole stretches of the
@@ -46,8 +49,10 @@ class ArrayLoader:
         names: What errors call the arrays.
 
     Raises:
-        TypeError: if an array does not hold numbers, or `bs` is no whole number.
-        ValueError: if the arrays differ in length or have no rows, or `bs` is below 1.
+        TypeError: if an array does not hold numbers or is a net's parameter, or `bs` is not an
+            integer.
+        ValueError: if the arrays differ in length or have no rows, some of their entries are
+            masked, or `bs` is below 1.
 
     Examples:
         >>> loader = ArrayLoader([[1.0], [2.0], [3.0]], [0, 1, 0], bs=2)
@@ -72,8 +77,8 @@ class ArrayLoader:
         self.tfm = tfm
         self.generator = None if seed is None else torch.Generator().manual_seed(seed)
         self.out_of_core = any(map(stays_away, arrays))
-        pairs = zip(arrays, names, strict=True)
-        self.arrays = [_rows(a, name, self.out_of_core) for a, name in pairs]
+        rows = [_rows(a, name) for a, name in zip(arrays, names, strict=True)]
+        self.arrays = rows if self.out_of_core else _converted(rows)
         _check_lengths(self.arrays, names)
         self.n_rows = len(self.arrays[0])
         self.shard = (0, 1)  # rank and number of the processes that share each batch
@@ -173,7 +178,8 @@ class ArrayLoader:
             (tensor([7, 5]), tensor([0, 0]))
         """
         arrays, tfm = self.arrays if arrays is None else arrays, self.tfm
-        gather = [(_copied if adjacent else _selected)(a) for a in arrays]
+        take = _copied if adjacent else _selected
+        gather = [take(a, dtype) for a, dtype in zip(arrays, batch_dtypes(arrays), strict=True)]
         if tfm is not None:
             return lambda rows: _transformed(tfm, tuple([each(rows) for each in gather]))
         if len(gather) == 2:
@@ -231,8 +237,8 @@ def _checked_shuffle(shuffle: Any) -> bool | str:
     )
 
 
-def _rows(a: Any, name: str, away: bool) -> Any:
-    """The array as a tensor in the dtype in which it stays in memory, or as `Rows`."""
+def _rows(a: Any, name: str) -> Any:
+    """The array as a tensor, or as `Rows`."""
     if stays_away(a):
         return a if isinstance(a, Rows) else Rows(a, name=name)
     t = as_tensor(a, name)
@@ -246,27 +252,29 @@ def _rows(a: Any, name: str, away: bool) -> Any:
                 entry="lengths-differ",
             )
         )
-    stays = away or (t.dtype == torch.uint8 and t.ndim > 1)
-    return t if stays else t.to(batch_dtype(t))
+    return t
 
 
-def batch_dtype(t: Tensor | Rows) -> torch.dtype:
-    """What a batch of `t` is made of; bytes and truth values are numbers, or labels if 1-D."""
-    if t.dtype in (torch.uint8, torch.bool):
-        return torch.float32 if t.ndim > 1 else torch.int64
-    return training_dtype(t.dtype)
+def _converted(arrays: list[Tensor]) -> list[Tensor]:
+    """The arrays in the dtypes in which they stay in memory."""
+    return [
+        a if a.dtype == torch.uint8 and a.ndim > 1 else a.to(dtype)
+        for a, dtype in zip(arrays, batch_dtypes(arrays), strict=True)
+    ]
 
 
-def _selected(a: Tensor | Rows) -> Callable[[Tensor], Tensor]:
+def _selected(a: Tensor | Rows, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     """Copies rows by their numbers."""
-    dtype = batch_dtype(a)
     select: Callable[[Tensor], Tensor] = partial(a.index_select, 0)
     return select if dtype == a.dtype else lambda rows: select(rows).to(dtype)
 
 
-def _copied(a: Tensor) -> Callable[[range], Tensor]:
-    """Copies rows that lie together: the same numbers in the same layout, in less time."""
-    dtype, layout = batch_dtype(a), torch.contiguous_format
+def _copied(a: Tensor, dtype: torch.dtype) -> Callable[[range], Tensor]:
+    """Copies rows that are next to each other: what `_selected` gives, in less time."""
+    if a.layout != torch.strided:
+        select = _selected(a, dtype)
+        return lambda rows: select(torch.arange(rows.start, rows.stop, device=a.device))
+    layout = torch.contiguous_format
     return lambda rows: a[rows.start : rows.stop].to(dtype, copy=True, memory_format=layout)
 
 

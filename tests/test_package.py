@@ -106,6 +106,8 @@ assert state() == before
 
 # core <- metrics, dataloader, dataset, callback, history, ... <- stepper, checks <- model
 LAYERS = [
+    ["errors"],
+    ["arrays"],
     ["core"],
     ["summary"],
     ["pickle_as_data", "files", "pictures", "process_group", "parts", "sharded"],
