@@ -47,6 +47,11 @@ EVENTS = (
 """The events, in the order in which they come."""
 
 
+def _itself(loader: Any, training: bool = False) -> Any:
+    """What `Run.loader_for` is outside a fit."""
+    return loader
+
+
 @dataclass(slots=True)
 class Run:
     """What is going on: the record that every handler is given.
@@ -92,10 +97,15 @@ class Run:
     """Why training stops, once somebody asked for it."""
     team: Any = field(default=None, repr=False)
     """The processes of `torchrun`, a `minifast.team.Team`; None where there is one process."""
-    near: Callable[[Any], Any] = field(default=lambda loader: loader, repr=False)
-    """Gives for a loader the one to take batches from: of rows kept on the net's device, or it."""
+    loader_for: Callable[..., Any] = field(default=_itself, repr=False)
+    """`loader_for(loader, training=False)`: the loader to take this process's batches from.
+
+    A view of the loader, which itself is left alone: this process's part of each batch, where there
+    are several; rows that are cached on the net's device; and for training no last batch of a
+    single row, if the net cannot take one. Any other loader than an `ArrayLoader` is itself.
+    """
     kept: str = ""
-    """What Progress says of them."""
+    """What Progress says about rows that are cached on the net's device."""
     asked: tuple[str, bool] | None = None
     """The stop that this process of several asked for, until all agree."""
     paused: bool = False
@@ -127,8 +137,7 @@ class Run:
     @property
     def n_batches(self) -> int | None:
         """How many batches an epoch has; None if the loader does not know."""
-        loader = self.data.trn_dl
-        n = length(loader)
+        n = length(loader := self.loader_for(self.data.trn_dl, training=True))
         sizes = [] if n is None else [n if self.team is None else self.team.batches(loader, n)]
         if self.max_batches is not None:
             sizes.append(self.max_batches)

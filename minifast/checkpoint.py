@@ -246,7 +246,7 @@ def drawn_again(run: Run, batches: int) -> Iterator[Any]:
     """The epoch's batches behind the first so many, in the order that the epoch had."""
     now = random_state(run.data.trn_dl)
     set_random_state(run.order, run.data.trn_dl)
-    rest: Any = iter(run.near(run.data.trn_dl))
+    rest: Any = iter(run.loader_for(run.data.trn_dl, training=True))
     if run.team is not None:
         batches = run.team.skipped(run.data.trn_dl, batches)
     if hasattr(rest, "skip"):

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
+from .batches import shard_size
 from .rows import CHUNK_BYTES, Blocks, Order, Rows, ahead, in_order, shuffled
 
 if TYPE_CHECKING:
     from .dataloader import ArrayLoader, Batch
 
+AnyRows = TypeVar("AnyRows", Tensor, range)
 TOGETHER = 16  # blocks that are read at once
 
 
@@ -40,14 +42,16 @@ def drawn_order(loader: ArrayLoader) -> Order:
     return shuffled(loader.n_rows, loader.generator, found)
 
 
-def part_of(rows: Tensor, part: tuple[int, int]) -> Tensor:
+def shard_of(rows: AnyRows, shard: tuple[int, int]) -> AnyRows:
     """The rows of a batch that one of several processes takes: at least one, to step with.
 
     Examples:
-        >>> part_of(torch.tensor([5, 6, 7]), (1, 2)), part_of(torch.tensor([5]), (1, 2))
-        (tensor([7]), tensor([5]))
+        >>> shard_of(torch.tensor([5, 6, 7]), (1, 2)), shard_of(range(5, 6), (1, 2))
+        (tensor([7]), range(5, 6))
     """
-    mine = rows.tensor_split(part[1])[part[0]]
+    (rank, size), n = shard, len(rows)
+    begin = rank * (n // size) + min(rank, n % size)
+    mine = rows[begin : begin + shard_size(n, rank, size)]
     return mine if len(mine) else rows[:1]
 
 
@@ -57,10 +61,12 @@ class ChunkedBatches:
     The thread that reads ahead, if there is one, ends with the pass or when this is dropped.
     """
 
-    def __init__(self, loader: ArrayLoader, order: Order, bs: int, joined: bool = False) -> None:
-        self._length = -(-loader.n_rows // bs) - joined
+    def __init__(
+        self, loader: ArrayLoader, order: Order, bs: int, merge_last: bool = False
+    ) -> None:
+        self._length = -(-loader.n_rows // bs) - merge_last
         # Without `self`: a generator that held it would be freed late, and its thread with it.
-        self._from = partial(_chunked, loader, order, bs, self._length, loader.part)
+        self._from = partial(_chunked, loader, order, bs, self._length)
         self._batches = self._from(0)
 
     def __len__(self) -> int:
@@ -79,9 +85,10 @@ class ChunkedBatches:
 
 
 def _chunked(
-    loader: ArrayLoader, order: Order, bs: int, length: int, part: tuple[int, int], skipped: int
+    loader: ArrayLoader, order: Order, bs: int, length: int, skipped: int
 ) -> Iterator[Batch]:
-    """The batches behind those skipped; a chunk in memory is taken apart like any arrays."""
+    """The batches after those skipped; a chunk in memory is taken apart like any arrays."""
+    shard = loader.shard
     skipped = min(skipped, length)
     step = max(chunk_rows(loader) // bs, 1)
     cuts = order.cuts(bs) if isinstance(order, Blocks) else range(skipped, length, step)
@@ -91,7 +98,7 @@ def _chunked(
         """The rows of some batches in the order of the file, and where each batch's are."""
         first, last = batches
         begin, end = first * bs, loader.n_rows if last == length else last * bs
-        if order is in_order and part[1] == 1:
+        if order is in_order and shard[1] == 1:
             places = torch.arange(end - begin)
             arrays = [
                 a.between(begin, end) if isinstance(a, Rows) else a[begin:end]
@@ -99,7 +106,7 @@ def _chunked(
             ]
             return arrays, places.tensor_split([i * bs for i in range(1, last - first)])
         rows_of = order(begin, end).tensor_split([i * bs for i in range(1, last - first)])
-        mine = [part_of(rows, part) for rows in rows_of]
+        mine = [shard_of(rows, shard) for rows in rows_of]
         rows, ranks = torch.cat(mine).sort()
         arrays = [
             a.ascending(rows.numpy()) if isinstance(a, Rows) else a.index_select(0, rows)
@@ -108,4 +115,4 @@ def _chunked(
         return arrays, ranks.argsort().split([len(batch) for batch in mine])
 
     for arrays, places in ahead(read, pairwise(cuts)):
-        yield from map(loader.over(arrays).take, places)
+        yield from map(loader.gatherer(arrays), places)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -13,29 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .arrays import as_tensor as as_tensor
+from .arrays import length as length
+from .arrays import training_dtype as training_dtype
+from .errors import explain as explain
+
 __all__ = ["T", "V", "set_lrs", "to_gpu", "to_np"]
 
 Movable = TypeVar("Movable", Tensor, nn.Module)
-
-
-def explain(problem: str, *, got: object, wanted: str, fix: str, entry: str) -> str:
-    """The text of an error: what is wrong, what came, what was wanted, how to mend it.
-
-    `entry` is the entry's anchor on the docs page "Errors and fixes".
-
-    Examples:
-        >>> print(explain("epochs is negative", got=-1, wanted="a whole number, 0 or more",
-        ...               fix="fit(net, md, epochs=1, ...)", entry="epochs"))
-        epochs is negative
-          got:    -1
-          wanted: a whole number, 0 or more
-          fix:    fit(net, md, epochs=1, ...)
-          more:   errors-and-fixes#epochs
-    """
-    return (
-        f"{problem}\n  got:    {got}\n  wanted: {wanted}\n  fix:    {fix}\n"
-        f"  more:   errors-and-fixes#{entry}"
-    )
 
 
 def whole_number(name: str, value: Any, least: int, *, fix: str, entry: str) -> int:
@@ -83,71 +67,6 @@ def positive(name: str, value: Any, *, fix: str, entry: str) -> Any:
 
 
 # ---- tensors -----------------------------------------------------------------------------
-
-
-def length(a: Any) -> int | None:
-    """How many rows, or batches, something has; None if it does not tell.
-
-    A `DataLoader` over a stream has a `__len__` that fails; zarr's arrays have only a shape.
-
-    Examples:
-        >>> length([5, 6, 7]), length(iter([5])), length(torch.zeros(2, 3))
-        (3, None, 2)
-    """
-    try:
-        return len(a)
-    except TypeError:
-        shape = getattr(a, "shape", None)
-        return int(shape[0]) if shape else None
-
-
-def as_tensor(a: Any, name: str = "the array") -> Tensor:
-    """The tensor of an array, list or tensor in its own dtype; memory is shared where it can be.
-
-    Raises:
-        TypeError: for what is no numbers (objects, strings, rows of unequal length); the message
-            calls it `name`.
-
-    Examples:
-        >>> as_tensor(np.eye(2, dtype=np.uint8)).dtype
-        torch.uint8
-    """
-    if isinstance(a, Tensor):
-        return a
-    try:
-        array = np.asarray(a)
-    except ValueError:  # numpy's word for rows of unequal length
-        array = np.empty(0, dtype=object)
-    if array.dtype.kind not in "fiub":
-        raise TypeError(
-            explain(
-                f"{name} cannot become a tensor",
-                got=f"{type(a).__name__} with entries of type {array.dtype}",
-                wanted="numbers, every row of the same length",
-                fix=f"make it np.array({name if name.isidentifier() else 'rows'}, dtype=np.float32)"
-                "; drop or encode columns of text first",
-                entry="array-of-objects",
-            )
-        )
-    if not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
-    if any(step < 0 for step in array.strides):
-        array = np.ascontiguousarray(array)
-    if array.dtype in (np.uint16, np.uint32, np.uint64):
-        array = array.astype(np.int64)  # torch computes with none of these
-    if array.dtype == np.longdouble:
-        array = array.astype(np.float64)  # nor with this
-    with warnings.catch_warnings():
-        # Of a read-only array, such as a memory map. Batches are copies, so nobody writes to it.
-        warnings.filterwarnings("ignore", message=".*not writable.*")
-        return torch.from_numpy(array)
-
-
-def training_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float32 for floats, int64 for whole numbers; bool and complex stay."""
-    if dtype.is_floating_point:
-        return torch.float32
-    return dtype if dtype.is_complex or dtype == torch.bool else torch.int64
 
 
 def T(a: Any, half: bool = False, cuda: bool = False) -> Tensor:  # noqa: N802
@@ -256,14 +175,15 @@ def set_lrs(opt: torch.optim.Optimizer, lrs: float | Sequence[float]) -> None:
     """Sets the learning rate from here on: one number, or one for each parameter group.
 
     The optimizer keeps its state (momentum, Adam's averages), so this is what goes between two
-    fits.
+    fits. A learning rate that is a tensor stays one; groups that share a tensor get one each where
+    theirs differ.
 
     Args:
         opt: Any optimizer of `torch.optim`.
-        lrs: The rate, or a list with as many rates as `opt.param_groups`.
+        lrs: The learning rate, or a list with as many as `opt.param_groups`.
 
     Raises:
-        ValueError: if the count is another; no rate is changed then.
+        ValueError: if their number is not that of the groups; nothing is changed then.
 
     Examples:
         >>> opt = torch.optim.SGD(nn.Linear(2, 1).parameters(), lr=0.1)
@@ -273,24 +193,28 @@ def set_lrs(opt: torch.optim.Optimizer, lrs: float | Sequence[float]) -> None:
     """
     groups = opt.param_groups
     if isinstance(lrs, Sequence | np.ndarray):
-        rates = [float(rate) for rate in lrs]
+        numbers = [float(lr) for lr in lrs]
     else:
-        rates = [float(lrs)] * len(groups)
-    if len(rates) != len(groups):
+        numbers = [float(lrs)] * len(groups)
+    if len(numbers) != len(groups):
         raise ValueError(
             explain(
                 "lrs has another length than the optimizer has parameter groups",
-                got=f"{len(rates)} rates for {len(groups)} groups",
+                got=f"{len(numbers)} learning rates for {len(groups)} groups",
                 wanted="one number, or one for each group",
-                fix=f"set_lrs(opt, {rates[0] if rates else 1e-2})",
+                fix=f"set_lrs(opt, {numbers[0] if numbers else 1e-2})",
                 entry="learning-rates",
             )
         )
-    for group, rate in zip(groups, rates, strict=True):
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)  # a compiled step reads the rate from this very tensor
+    filled: dict[int, float] = {}  # tensors by their ids
+    for group, lr in zip(groups, numbers, strict=True):
+        old = group["lr"]
+        if not isinstance(old, Tensor):
+            group["lr"] = lr
+        elif filled.setdefault(id(old), lr) == lr:
+            old.fill_(lr)  # a compiled step reads the learning rate from this very tensor
         else:
-            group["lr"] = rate
+            group["lr"] = torch.full_like(old, lr)
 
 
 # ---- screens ---------------------------------------------------------------------------

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .chunks import ChunkedBatches, drawn_order, part_of
-from .core import as_tensor, explain, training_dtype, whole_number
+from .arrays import as_tensor, batch_dtypes
+from .chunks import ChunkedBatches, drawn_order, shard_of
+from .core import explain, whole_number
 from .rows import Rows, in_order, stays_away
 
 __all__ = ["ArrayLoader"]
@@ -27,13 +29,15 @@ class ArrayLoader:
     has the loader's length, so that `batches = iter(loader); range(len(batches)); next(batches)`
     works. Every batch is a copy: writing to it leaves the arrays as they were.
 
-    In memory floats become float32 and whole numbers int64, once; uint8 arrays (images) stay as
-    they are and are converted a batch at a time, to float32 without scaling. If one of the arrays
+    In memory floats become float32 and integers int64, once; uint8 arrays (images) stay as they
+    are and are converted a batch at a time, to float32 without scaling. Booleans become numbers,
+    except among several inputs: there they are masks and stay bool. If one of the arrays
     stays on a disk (a memory map, h5py's, zarr's, `minifast.rows.Rows`), so do all: the rows of
     some batches are read at a time, by a thread if that waits, and memory does not grow.
 
     Args:
-        *arrays: numpy arrays, tensors, lists or memory maps; the first axis counts the rows.
+        *arrays: NumPy arrays, tensors, lists or memory maps; the first axis counts the rows. Of
+            several, the last is the target.
         bs: Rows in a batch; the last one may have fewer.
         shuffle: A new order each time it is iterated. Otherwise rows come in their own order.
             `"blocks"`, for disks that turn and files that are compressed: whole stretches of the
@@ -45,8 +49,10 @@ class ArrayLoader:
         names: What errors call the arrays.
 
     Raises:
-        TypeError: if an array does not hold numbers, or `bs` is no whole number.
-        ValueError: if the arrays differ in length or have no rows, or `bs` is below 1.
+        TypeError: if an array does not hold numbers or is a net's parameter, or `bs` is not an
+            integer.
+        ValueError: if the arrays differ in length or have no rows, some of their entries are
+            masked, or `bs` is below 1.
 
     Examples:
         >>> loader = ArrayLoader([[1.0], [2.0], [3.0]], [0, 1, 0], bs=2)
@@ -70,66 +76,79 @@ class ArrayLoader:
         self.shuffle = _checked_shuffle(shuffle)
         self.tfm = tfm
         self.generator = None if seed is None else torch.Generator().manual_seed(seed)
-        self.away = any(map(stays_away, arrays))
-        pairs = zip(arrays, names, strict=True)
-        self.arrays = [_rows(a, name, self.away) for a, name in pairs]
+        self.out_of_core = any(map(stays_away, arrays))
+        rows = [_rows(a, name) for a, name in zip(arrays, names, strict=True)]
+        self.arrays = rows if self.out_of_core else _converted(rows)
         _check_lengths(self.arrays, names)
         self.n_rows = len(self.arrays[0])
-        self.take = taker(self.arrays, tfm)
-        self.joins_lone_row = False
-        self.part = (0, 1)  # which of how many processes, under torchrun
-        self._writable = not any(
-            isinstance(a, np.ndarray) and not a.flags.writeable for a in arrays
-        )
+        self.shard = (0, 1)  # rank and number of the processes that share each batch
+        self.merge_last_row = False
 
     def __len__(self) -> int:
-        return -(-self.n_rows // self.together) - self.joined
+        return -(-self.n_rows // self.global_batch_size) - self.merges_last_row
 
     @property
-    def together(self) -> int:
+    def global_batch_size(self) -> int:
         """Rows in a batch of all processes: `bs` for each."""
-        return self.bs * self.part[1]
+        return self.bs * self.shard[1]
 
     @property
-    def ends_in_lone_row(self) -> bool:
-        """Whether the last batch would have a single row (for one of the processes)."""
-        bs, fewest = self.together, 2 * self.part[1] - 1
+    def last_batch_is_single(self) -> bool:
+        """Whether the last batch would have a single row (in one of the processes)."""
+        bs, fewest = self.global_batch_size, 2 * self.shard[1] - 1
         return self.bs > 1 and bs < self.n_rows and 0 < self.n_rows % bs <= fewest
 
     @property
-    def joined(self) -> bool:
-        """Whether that row goes with the batch before it: set `joins_lone_row`, as `fit` does."""
-        return self.joins_lone_row and self.ends_in_lone_row
+    def merges_last_row(self) -> bool:
+        """Whether a single last row joins the batch before it."""
+        return self.merge_last_row and self.last_batch_is_single
 
     def __iter__(self) -> Batches | ChunkedBatches:
-        if self.away:
-            return ChunkedBatches(self, drawn_order(self), self.together, self.joined)
+        bs, merge = self.global_batch_size, self.merges_last_row
+        if self.out_of_core:
+            return ChunkedBatches(self, drawn_order(self), bs, merge)
         if self.shuffle:
-            rows = torch.randperm(self.n_rows, generator=self.generator)
-        else:
-            rows = torch.arange(self.n_rows)
-        return Batches(self, rows, self.together, self.joined)
+            return Batches(self, torch.randperm(self.n_rows, generator=self.generator), bs, merge)
+        return Batches(self, range(self.n_rows), bs, merge)
 
-    def over(self, arrays: list[Any]) -> ArrayLoader:
-        """A loader like this one over copies of its arrays that lie elsewhere.
+    def view(
+        self,
+        *,
+        arrays: list[Any] | None = None,
+        shard: tuple[int, int] | None = None,
+        merge_last: bool | None = None,
+    ) -> ArrayLoader:
+        """A loader of the same rows that gives other batches; this one stays as it is.
+
+        Both draw their orders from the same generator. What is None stays the same.
+
+        Args:
+            arrays: Copies of the arrays, such as those on another device.
+            shard: `(rank, size)`: the part of each batch for one of `size` processes. The batches
+                of all have `size * bs` rows.
+            merge_last: Whether a single last row joins the batch before it.
 
         Examples:
-            >>> loader = ArrayLoader(torch.zeros(10, 2), bs=4)
-            >>> next(iter(loader.over([a.to("meta") for a in loader.arrays])))[0].device
-            device(type='meta')
+            >>> loader = ArrayLoader(range(9), bs=4)
+            >>> [len(x) for (x,) in loader.view(merge_last=True)], [len(x) for (x,) in loader]
+            ([4, 5], [4, 4, 1])
+            >>> [x.tolist() for (x,) in loader.view(shard=(1, 2))]
+            [[4, 5, 6, 7], [8]]
         """
-        like = copy.copy(self)  # the generator is the same, and drawn from by both
-        like.arrays, like.take = arrays, taker(arrays, self.tfm)
-        return like
+        view = copy.copy(self)
+        view.arrays = self.arrays if arrays is None else arrays
+        view.shard = self.shard if shard is None else shard
+        view.merge_last_row = self.merge_last_row if merge_last is None else merge_last
+        return view
 
     def batch_rows(self, first: int = 0) -> list[int]:
-        """How many rows each batch has, of all processes together, without the first so many.
+        """How many rows each batch has, in all processes together, without the first so many.
 
         Examples:
             >>> ArrayLoader(range(10), bs=4).batch_rows()
             [4, 4, 2]
         """
-        n, bs = len(self), self.together
+        n, bs = len(self), self.global_batch_size
         return [self.n_rows - i * bs if i == n - 1 else bs for i in range(first, n)]
 
     def in_order(self, bs: int) -> Batches | ChunkedBatches:
@@ -139,45 +158,34 @@ class ArrayLoader:
             >>> [len(x) for x, in ArrayLoader(range(10), shuffle=True).in_order(4)]
             [4, 4, 2]
         """
-        if self.away:
+        if self.out_of_core:
             return ChunkedBatches(self, in_order, bs)
-        return Batches(self, torch.arange(self.n_rows), bs)
+        return Batches(self, range(self.n_rows), bs)
 
-    def read(self, bs: int) -> Iterator[Batch]:
-        """All rows in their own order, to be read only: not copied where it can be helped.
+    def gatherer(
+        self, arrays: list[Any] | None = None, adjacent: bool = False
+    ) -> Callable[[Any], Batch]:
+        """`gather(rows)`: a copy of the rows of these numbers, as a batch.
 
-        The first `loader.bs` rows are copied all the same, to see whether they are written to, as
-        by a net that begins with `ReLU(inplace=True)`; if so, all are. Then come `bs` in a batch.
+        Made once per pass and not for each batch: a step of a small net costs less than 20 calls.
+
+        Args:
+            arrays: A part of each array, instead of all of it.
+            adjacent: Row numbers come as ranges; otherwise as int64 on the arrays' device.
+
+        Examples:
+            >>> ArrayLoader([5, 6, 7], [0, 1, 0]).gatherer()(torch.tensor([2, 0]))
+            (tensor([7, 5]), tensor([0, 0]))
         """
-        if self.away:
-            yield from self.in_order(bs)  # copies in any case
-            return
-        first = self.take(torch.arange(min(self.bs, self.n_rows), device=self.arrays[0].device))
-        versions = [t._version for t in first if isinstance(t, Tensor)]
-        yield first
-        written = versions != [t._version for t in first if isinstance(t, Tensor)]
-        rest = [a[self.bs :] for a in self.arrays]
-        if written or self.tfm is not None or not self._writable:
-            rows = torch.arange(self.bs, self.n_rows, device=self.arrays[0].device)
-            yield from Batches(self, rows, bs) if len(rows) else ()
-            return
-        for parts in zip(*(a.split(bs) for a in rest), strict=True):
-            if len(parts[0]):  # torch splits nothing into one part of nothing
-                yield tuple(part.to(batch_dtype(part)) for part in parts)
-
-
-def taker(arrays: list[Any], tfm: Callable[..., Any] | None) -> Callable[[Tensor], Batch]:
-    """`take(rows)`: the batch of these row numbers (int64, on the arrays' device).
-
-    Chosen once and not for each batch: a step of a small net costs less than twenty calls.
-    """
-    gather = [_gatherer(a) for a in arrays]
-    if tfm is not None:
-        return lambda rows: _transformed(tfm, tuple([each(rows) for each in gather]))
-    if len(gather) == 2:
-        x, y = gather
-        return lambda rows: (x(rows), y(rows))
-    return lambda rows: tuple([each(rows) for each in gather])
+        arrays, tfm = self.arrays if arrays is None else arrays, self.tfm
+        take = _copied if adjacent else _selected
+        gather = [take(a, dtype) for a, dtype in zip(arrays, batch_dtypes(arrays), strict=True)]
+        if tfm is not None:
+            return lambda rows: _transformed(tfm, tuple([each(rows) for each in gather]))
+        if len(gather) == 2:
+            x, y = gather
+            return lambda rows: (x(rows), y(rows))
+        return lambda rows: tuple([each(rows) for each in gather])
 
 
 class Batches:
@@ -185,14 +193,24 @@ class Batches:
 
     __slots__ = ("_batches", "_length")
 
-    def __init__(self, loader: ArrayLoader, rows: Tensor, bs: int, joined: bool = False) -> None:
-        parts = rows.to(loader.arrays[0].device).split(bs)
-        if joined:
-            parts = (*parts[:-2], torch.cat(parts[-2:]))
-        if loader.part[1] > 1:
-            parts = tuple([part_of(each, loader.part) for each in parts])
+    def __init__(
+        self, loader: ArrayLoader, rows: Tensor | range, bs: int, merge_last: bool = False
+    ) -> None:
+        """Batches of rows in a drawn order, or in their own: a range."""
+        n, rest = divmod(len(rows), bs)
+        sizes = [bs] * n + [rest] * (rest > 0)
+        if merge_last:
+            sizes[-2:] = [bs + rest]
+        parts: Sequence[Any]
+        if isinstance(rows, Tensor):
+            parts = rows.to(loader.arrays[0].device).split(sizes)
+        else:
+            ends = accumulate(sizes)
+            parts = [rows[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+        if loader.shard[1] > 1:
+            parts = [shard_of(each, loader.shard) for each in parts]
         self._length = len(parts)
-        self._batches = map(loader.take, parts)
+        self._batches = map(loader.gatherer(adjacent=isinstance(rows, range)), parts)
 
     def __len__(self) -> int:
         """The batches of the whole pass, those already taken included."""
@@ -219,8 +237,8 @@ def _checked_shuffle(shuffle: Any) -> bool | str:
     )
 
 
-def _rows(a: Any, name: str, away: bool) -> Any:
-    """The array as a tensor in the dtype in which it stays in memory, or as `Rows`."""
+def _rows(a: Any, name: str) -> Any:
+    """The array as a tensor, or as `Rows`."""
     if stays_away(a):
         return a if isinstance(a, Rows) else Rows(a, name=name)
     t = as_tensor(a, name)
@@ -234,21 +252,30 @@ def _rows(a: Any, name: str, away: bool) -> Any:
                 entry="lengths-differ",
             )
         )
-    stays = away or (t.dtype == torch.uint8 and t.ndim > 1)
-    return t if stays else t.to(batch_dtype(t))
+    return t
 
 
-def batch_dtype(t: Tensor | Rows) -> torch.dtype:
-    """What a batch of `t` is made of; bytes and truth values are numbers, or labels if 1-D."""
-    if t.dtype in (torch.uint8, torch.bool):
-        return torch.float32 if t.ndim > 1 else torch.int64
-    return training_dtype(t.dtype)
+def _converted(arrays: list[Tensor]) -> list[Tensor]:
+    """The arrays in the dtypes in which they stay in memory."""
+    return [
+        a if a.dtype == torch.uint8 and a.ndim > 1 else a.to(dtype)
+        for a, dtype in zip(arrays, batch_dtypes(arrays), strict=True)
+    ]
 
 
-def _gatherer(a: Tensor | Rows) -> Callable[[Tensor], Tensor]:
-    dtype = batch_dtype(a)
+def _selected(a: Tensor | Rows, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """Copies rows by their numbers."""
     select: Callable[[Tensor], Tensor] = partial(a.index_select, 0)
     return select if dtype == a.dtype else lambda rows: select(rows).to(dtype)
+
+
+def _copied(a: Tensor, dtype: torch.dtype) -> Callable[[range], Tensor]:
+    """Copies rows that are next to each other: what `_selected` gives, in less time."""
+    if a.layout != torch.strided:
+        select = _selected(a, dtype)
+        return lambda rows: select(torch.arange(rows.start, rows.stop, device=a.device))
+    layout = torch.contiguous_format
+    return lambda rows: a[rows.start : rows.stop].to(dtype, copy=True, memory_format=layout)
 
 
 def _transformed(tfm: Callable[..., Any], batch: Batch) -> Batch:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .core import T, V, as_tensor, explain, length, to_np
+from .arrays import as_tensor, by_position, length
+from .core import T, V, explain, to_np
 from .dataloader import ArrayLoader
 from .rows import Rows, stays_away
 
@@ -21,7 +22,7 @@ Pair = tuple[Any, Any]
 
 
 class ArraysDataset:
-    """Rows of `x` with their `y`.
+    """Rows of `x` with their `y`: `ds[i]` is row i, counted from 0, of pandas' objects too.
 
     Attributes:
         x, y: The arrays as they were given.
@@ -47,14 +48,14 @@ class ArraysDataset:
         return length(self.x) or 0
 
     def __getitem__(self, i: Any) -> tuple[Any, Any]:
-        return self.x[i], self.y[i]
+        return by_position(self.x)[i], by_position(self.y)[i]
 
     @property
     def c(self) -> int:  # noqa: D102 - documented with the class
         if self.is_reg or self.is_multi:
             return int(self.y.shape[1]) if self.y.ndim > 1 else 1
-        if hasattr(self.y, "max"):
-            return int(self.y.max()) + 1
+        if not stays_away(self.y):
+            return int(as_tensor(self.y, "y").max()) + 1
         parts = ArrayLoader(self.y, bs=LABELS)
         return max(int(labels.max()) for (labels,) in parts) + 1
 
@@ -138,7 +139,7 @@ class DatasetLoader(ArrayLoader):
         y = dataset.y
         if dataset.is_reg:
             away = stays_away(y)
-            y = Rows(y, name=names[1], quantity=True) if away else as_tensor(y, names[1]).float()
+            y = Rows(y, name=names[1], quantity=True) if away else _quantity(y, names[1])
         super().__init__(dataset.x, y, names=names, **options)
         self.dataset = dataset
 
@@ -221,6 +222,11 @@ class ImageClassifierData(ModelData):
         md = cls(path, trn_dl, val_dl, test_dl)
         md.bs, md.classes = bs, classes
         return md
+
+
+def _quantity(y: Any, name: str) -> Tensor:
+    t = as_tensor(y, name)
+    return t if t.is_complex() else t.float()
 
 
 def _no_labels(test: Any, y: Any) -> np.ndarray:

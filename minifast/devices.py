@@ -3,78 +3,70 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .callback import Run
-from .core import device_of
 from .dataloader import ArrayLoader
 
 SHARE = 0.5  # of a device's free memory that rows may take; the net needs the rest
 
-_told: weakref.WeakSet[ArrayLoader] = weakref.WeakSet()
 
-
-@contextmanager
-def kept_on_device(run: Run) -> Iterator[None]:
-    """While it lasts `run.near(loader)` gives one whose rows lie on the net's device, if they fit.
-
-    The loaders themselves are left alone: iterated by hand they give batches from where their
-    arrays are.
-    """
-    device = device_of(run.net)
-    kept = Kept(device, round(free_memory(device) * SHARE))
-    found = [dl for dl in (run.data.trn_dl, run.data.val_dl) if kept.near(dl) is not dl]
-    if not _told.issuperset(found):
-        run.kept = f"rows kept on {device}: {kept.size / 1e6:,.0f} MB"
-        _told.update(found)
-    before, run.near = run.near, kept.near
-    try:
-        yield
-    finally:
-        run.near = before
-        kept.copies.clear()  # whoever still has the run must not keep the memory
-
-
-class Kept:
-    """Copies on a device of the arrays of loaders, made once.
+class DeviceCache:
+    """Copies on a device of the arrays of loaders, made once and kept as long as those.
 
     Batches are gathered there then, and uint8 rows become floats there. What is not copied: arrays
-    that lie on a disk or on that device, those whose batches a `tfm` changes (it may want them on
-    the CPU), those for which there is no room, and loaders of other kinds.
+    that are out of core or on that device, those whose batches a `tfm` changes (it may want them on
+    the CPU), those for which there is not enough room, and loaders of other kinds.
 
     Examples:
-        >>> kept = Kept(torch.device("meta"), room=100)
+        >>> cache = DeviceCache(torch.device("meta"), room=100)
         >>> small, large = ArrayLoader(torch.zeros(10, 2)), ArrayLoader(torch.zeros(99, 2))
-        >>> kept.near(small).arrays[0].device, kept.near(large) is large
+        >>> cache.near(small).arrays[0].device, cache.near(large) is large
         (device(type='meta'), True)
     """
 
     def __init__(self, device: torch.device, room: int) -> None:
-        self.device, self.room, self.size = device, room, 0
-        self.copies: list[tuple[list[Tensor], list[Tensor]]] = []
+        self.device, self.room = device, room
+        self.copies: list[tuple[list[weakref.ref[Tensor]], list[Tensor]]] = []
+
+    @classmethod
+    def of_free_memory(cls, device: torch.device) -> DeviceCache:
+        """One that takes a share of the memory that is free now."""
+        return cls(device, round(free_memory(device) * SHARE))
+
+    @property
+    def size(self) -> int:
+        """Bytes of all copies."""
+        return sum(a.nbytes for _, copies in self.copies for a in copies)
 
     def near(self, loader: Any) -> Any:
-        """A loader like this one with its arrays on the device; itself, where they are not."""
+        """A view of the loader with its arrays on the device; itself, where they are not."""
         if self.room <= 0 or not isinstance(loader, ArrayLoader):
             return loader
         arrays = self._found(loader.arrays)
         if arrays is None:
             size = sum(a.nbytes for a in loader.arrays if isinstance(a, Tensor) and a.is_cpu)
-            if loader.away or loader.tfm is not None or not 0 < size <= self.room - self.size:
+            is_ours = not loader.out_of_core and loader.tfm is None
+            if not (is_ours and 0 < size <= self.room - self.size):
                 return loader
             arrays = [a.to(self.device) for a in loader.arrays]
-            self.copies.append((loader.arrays, arrays))
-            self.size += size
-        return loader.over(arrays)
+            self.copies.append(([weakref.ref(a) for a in loader.arrays], arrays))
+        return loader.view(arrays=arrays)
 
     def _found(self, arrays: list[Tensor]) -> list[Tensor] | None:
-        return next((there for here, there in self.copies if here is arrays), None)
+        """The copies of these very arrays; those of arrays that are gone are let go."""
+        self.copies = [each for each in self.copies if all(ref() is not None for ref in each[0])]
+        for refs, copies in self.copies:
+            if [id(ref()) for ref in refs] == [id(a) for a in arrays]:
+                return copies
+        return None
+
+    def clear(self) -> None:
+        """Lets all copies go."""
+        self.copies.clear()
 
 
 def free_memory(device: torch.device) -> int:

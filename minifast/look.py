@@ -121,6 +121,8 @@ def _check_input(run: Run, batch: Sequence[Any]) -> None:
     for name, t in [*(("x", x) for x in xs), ("y", y)]:
         if not isinstance(t, Tensor) or not (t.is_floating_point() and t.numel() and t.ndim):
             continue
+        if t.layout != torch.strided:
+            continue
         bad = ~t.isfinite().reshape(len(t), -1).all(1)
         if bad.any():
             _complain(run, _not_finite(name, t, int(bad.nonzero()[0])))

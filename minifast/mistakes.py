@@ -59,6 +59,9 @@ def _of_the_net(error: Exception, net: nn.Module, x: Any) -> str:
         got = f"x {seen(x)}; the net on {', '.join(places)}"
     if entry == "dtypes":
         got = f"x {seen(x)}; the net computes in {_dtypes(net)}"
+        if reached is not None and reached.dtype == torch.bool:
+            wanted = f"float32 at {name}: of several inputs booleans are masks, and stay bool"
+            fix = "that array's .astype(np.float32), if it is not a mask"
     return explain(problem, got=got, wanted=wanted, fix=fix, entry=entry)
 
 
@@ -79,7 +82,8 @@ _NET = (
         "dtypes",
     ),
     (
-        r"same dtype|scalar type|data ?type|expected .*(Float|Double|Long)|not implemented for",
+        r"same dtype|scalar type|data ?type|Input type|weight dtype|"
+        r"expected .*(Float|Double|Long)|not implemented for",
         "net and batch compute in different types",
         "float32 in both",
         "x.astype(np.float32) before from_arrays, or net.float()",

@@ -18,13 +18,12 @@ from .checkpoint import drawn_again, random_state, restore
 from .checks import check_list, check_loader, check_net, check_stepper, checked_run
 from .core import T, V, device_of, modes_kept, set_lrs, to_np
 from .dataset import ModelData
-from .devices import kept_on_device
 from .evaluation import evaluate
 from .history import History
 from .interrupts import interrupts
-from .lone_row import lone_row_joined
 from .prediction import iter_predict, predict, predict_with_targs
 from .progress import Progress
+from .run_loaders import loader_views
 from .stepper import Stepper, split_batch
 from .team import failing_together, heard, join, same_net, together
 
@@ -125,7 +124,7 @@ def fit(
             if run.data.val_dl is not None:
                 net.eval()
                 events.on_validate_begin(run)
-                rows = run.near(run.data.val_dl)
+                rows = run.loader_for(run.data.val_dl)
                 run.values |= evaluate(net, rows, run.crit, run.metrics, stepper)
                 events.on_validate_end(run)
             events.on_epoch_end(run)
@@ -140,8 +139,7 @@ def _undone_afterwards(run: Run, events: Events) -> Iterator[None]:
         with (
             interrupts(run),
             modes_kept(run.net),
-            kept_on_device(run),
-            lone_row_joined(run),
+            loader_views(run),
             events.training(run),
         ):
             yield
@@ -187,9 +185,10 @@ def _begun(run: Run, events: Events) -> tuple[Iterator[Any], Iterator[int]]:
         if run.team is not None:
             run.team.same_random(run.data.trn_dl)
         run.order = random_state(run.data.trn_dl)
-    batches = drawn_again(run, done) if done else iter(run.near(run.data.trn_dl))
+    loader = run.loader_for(run.data.trn_dl, training=True)
+    batches = drawn_again(run, done) if done else iter(loader)
     if run.team is not None:
-        batches = run.team.training_parts(run.data.trn_dl, batches, done)
+        batches = run.team.training_parts(loader, batches, done)
     if run.max_batches is not None:
         batches = islice(batches, run.max_batches - done)
     batches = run.batches = Lookahead(batches)

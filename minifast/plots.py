@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .arrays import by_position
 from .core import explain, modes_kept, to_np
 from .metrics import probabilities
 from .pictures import COLOURS, INK, MISTAKE, MUTED, dress, new_figure
@@ -95,7 +96,7 @@ def plot_top_losses(
     """
     chance, true = probabilities(preds), np.asarray(to_np(targs))
     worst = np.argsort(chance[np.arange(len(true)), true], kind="stable")[:n]
-    images = [ims[int(i)] for i in worst]
+    images = [by_position(ims)[int(i)] for i in worst]
     return _said(images, chance[worst], true[worst], classes, rows, both=True)
 
 
@@ -107,7 +108,7 @@ def _said(
     rows: int,
     both: bool = False,
 ) -> Figure:
-    names = range(chance.shape[1]) if classes is None else classes
+    names = range(chance.shape[1]) if classes is None else list(classes)
     titles, marked = [], []
     for i, row in enumerate(chance):
         said = int(row.argmax())

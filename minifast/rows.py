@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .core import as_tensor, explain, length
+from .arrays import as_array, as_tensor, by_position, length
+from .errors import explain
 
 __all__ = ["Rows"]
 
@@ -67,7 +68,7 @@ class Rows:
         self.slice = read or _part
         self.file = _File.behind(source) if read is None else None
         n = length(source) or 0
-        self.row = np.asarray(self.slice(source, 0, min(1, n)))
+        self.row = as_array(self.slice(source, 0, min(1, n)), name)
         t = self._tensor(self.row.copy())
         self.shape, self.dtype, self.ndim = torch.Size([n, *t.shape[1:]]), t.dtype, t.ndim
         self.row_bytes = max(self.row.nbytes, 1)
@@ -120,7 +121,7 @@ class Rows:
 
     def _tensor(self, read: np.ndarray) -> Tensor:
         t = as_tensor(read, self.name)
-        return t.float() if self.quantity else t
+        return t.float() if self.quantity and not t.is_complex() else t
 
     def _apart(self, rows: np.ndarray) -> np.ndarray:
         """Whether each row is read by another call than the one before it."""
@@ -142,7 +143,7 @@ class Rows:
 
     def _sliced(self, begin: int, end: int) -> np.ndarray:
         """The rows of one stretch of the source."""
-        read = np.asarray(self.slice(self.source, begin, end))
+        read = as_array(self.slice(self.source, begin, end), self.name)
         if len(read) != end - begin:
             raise ValueError(
                 explain(
@@ -245,7 +246,7 @@ def stored_together(source: Any) -> int:
 
 
 def _part(source: Any, begin: int, end: int) -> Any:
-    return source[begin:end]
+    return by_position(source)[begin:end]
 
 
 # ---- orders ------------------------------------------------------------------------------

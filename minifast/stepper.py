@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .arrays import as_tensor, batch_dtype
 from .callback import Events, Run
-from .core import as_tensor
-from .dataloader import batch_dtype
 from .devices import sent
 
 __all__ = ["Stepper"]
@@ -90,24 +89,26 @@ def split_batch(batch: Any, device: torch.device) -> tuple[Any, Any]:
         *xs, y = batch
         x = xs[0] if len(xs) == 1 else tuple(xs)
     if not (isinstance(x, Tensor) and x.device == device):
-        x = to_device(x, device)
+        x = to_device(x, device, masks=not isinstance(x, np.ndarray))
     if not (isinstance(y, Tensor) and y.device == device):
         y = to_device(y, device)
     return x, y
 
 
-def to_device(value: Any, device: torch.device) -> Any:
+def to_device(value: Any, device: torch.device, masks: bool = False) -> Any:
     """The tensors in `value` on the device; a tensor that is there already is not copied.
 
-    Arrays of numpy become tensors as `ArrayLoader` makes them: of float32, or int64.
+    NumPy arrays become tensors as in an `ArrayLoader`: float32, or int64. With `masks` booleans
+    stay bool, as they do there among several inputs.
     """
     if isinstance(value, Tensor):
         return sent(value, device)
     if isinstance(value, dict):
-        return {key: to_device(v, device) for key, v in value.items()}
+        return {key: to_device(v, device, masks) for key, v in value.items()}
     if isinstance(value, tuple | list):
-        return tuple([to_device(v, device) for v in value])
+        return tuple([to_device(v, device, masks) for v in value])
     if isinstance(value, np.ndarray):
         t = as_tensor(value, "the batch")
-        return sent(t.to(batch_dtype(t)), device)
+        is_mask = masks and t.dtype == torch.bool
+        return sent(t if is_mask else t.to(batch_dtype(t)), device)
     return value

@@ -20,7 +20,7 @@ from torch.nn.parameter import is_lazy
 
 from .batches import concat, map_structure, scatter, shard_size
 from .callback import Callback, Run
-from .checkpoint import random_state, set_random_state, size_of
+from .checkpoint import random_state, set_random_state
 from .core import explain
 from .dataloader import ArrayLoader
 from .losses import weighted
@@ -117,27 +117,15 @@ class Team:
 
     # ---- each its part -------------------------------------------------------------------
 
-    @contextmanager
-    def sharing(self, *loaders: Any) -> Iterator[None]:
-        """While it lasts, arrays hand out this process's part of each batch of all."""
-        before = [(dl, dl.part) for dl in loaders if isinstance(dl, ArrayLoader)]
-        for dl, _ in before:
-            dl.part = (self.rank, self.size)
-        try:
-            yield
-        finally:
-            for dl, part in before:
-                dl.part = part
-
     def parts(
         self, loader: Any, batches: Iterable[Any], sizes: Iterable[int] = ()
     ) -> Iterator[tuple[tuple[int, int], Any]]:
         """The rows of this process and of all, and this process's part, of each batch.
 
-        An `ArrayLoader` gives parts itself, of batches of `sizes`. Of another loader's batches as
-        many as there are processes are one, and every process's loader gives the same ones. A batch
-        with fewer rows than processes leaves some without: they get a row that counts nothing,
-        since all must take each step.
+        A view of an `ArrayLoader` gives parts itself, of batches of `sizes`. Of another loader's
+        batches as many as there are processes are one, and every process's loader gives the same
+        ones. A batch with fewer rows than processes leaves some without: they get a row that counts
+        nothing, since all must take each step.
         """
         if isinstance(loader, ArrayLoader):
             for n, batch in zip(sizes, batches, strict=False):
@@ -175,8 +163,8 @@ class Team:
         """The parts of all rows in their own order, `bs` of them (of all processes) at a time."""
         if isinstance(loader, ArrayLoader):
             n, rest = divmod(loader.n_rows, bs)
-            with self.sharing(loader):
-                parts = self.parts(loader, loader.in_order(bs), [bs] * n + [rest] * (rest > 0))
+            mine = loader.view(shard=(self.rank, self.size)).in_order(bs)
+            parts = self.parts(loader, mine, [bs] * n + [rest] * (rest > 0))
         else:
             self.same_random(loader)  # it may shuffle
             parts = self.parts(loader, loader)
@@ -215,7 +203,6 @@ class Team:
         """A stepper for all processes in the place of the one for each."""
         with ExitStack() as stack:
             stack.enter_context(self.failing_together())
-            stack.enter_context(self.sharing(run.data.trn_dl, run.data.val_dl))
             run.crit = weighted(run.crit)
             self.same_net(run.net)
             self.same(*others(run.net, run.opt))
@@ -278,12 +265,9 @@ def heard(run: Run, callbacks: Sequence[Callback]) -> list[Callback]:
     return [*ours, Agree(run.team)]
 
 
-@contextmanager
-def together(run: Run, stepper: Stepper) -> Iterator[Stepper]:
+def together(run: Run, stepper: Stepper) -> AbstractContextManager[Stepper]:
     """The stepper to train with: the given one, or one of several processes."""
-    with nullcontext(stepper) if run.team is None else run.team.training(run, stepper) as shared:
-        run.given = size_of(run)  # in batches of all processes
-        yield shared
+    return nullcontext(stepper) if run.team is None else run.team.training(run, stepper)
 
 
 def answered(ask: Callable[[], str], seconds: float = 10) -> str | None:

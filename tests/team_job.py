@@ -212,6 +212,26 @@ def job(
     }
 
 
+class Growing(minifast.Callback):
+    """Begins with few rows and adds some each epoch, as `docs/write-a-callback.md` does."""
+
+    def on_train_begin(self, run: Run) -> None:
+        self.whole = run.data
+
+    def on_epoch_begin(self, run: Run) -> None:
+        n = 50 * (run.epoch + 1)
+        x, y = (a[:n] for a in self.whole.trn_dl.arrays)
+        loader = minifast.ArrayLoader(x, y, bs=self.whole.trn_dl.bs, shuffle=True)
+        run.data = ModelData(self.whole.path, loader, self.whole.val_dl)
+        assert run.n_batches == -(-n // (loader.bs * SIZE))
+
+    def on_batch_end(self, run: Run) -> None:
+        """The loaders are the user's: they give all rows, in each process."""
+        rows = [y for _, y in run.data.val_dl.in_order(10)]
+        assert torch.equal(torch.cat(rows), self.whole.val_dl.arrays[1])
+        assert len(run.data.val_dl) == -(-VALID // run.data.val_dl.bs)
+
+
 class Evals(minifast.Callback):
     """A net that learns in eval mode, as one whose BatchNorm is frozen."""
 
@@ -331,6 +351,7 @@ def several(folder: Path, bs: int) -> dict[str, Any]:
         "padded",
     )
     found = {kind: job(folder, bs, kind) for kind in kinds}
+    found["growing"] = job(folder, bs, callbacks=[Growing()])
     found["evals"] = job(folder, bs, callbacks=[Evals()])
     found["looks"] = job(folder, bs, callbacks=[Looks()])
     found["copies"] = job(folder, bs, callbacks=[Copies()])

@@ -111,7 +111,7 @@ def test_set_lrs_takes_one_rate_or_one_for_each_group():
 
 def test_a_wrong_number_of_rates_changes_none():
     opt = groups(3)
-    with pytest.raises(ValueError, match="2 rates for 3 groups"):
+    with pytest.raises(ValueError, match="2 learning rates for 3 groups"):
         set_lrs(opt, [0.1, 0.2])
     assert rates(opt) == [1.0] * 3
 

@@ -10,7 +10,7 @@ from torch import nn, optim
 
 from minifast import ArrayLoader, Callback, ImageClassifierData, fit, predict
 from minifast import devices as devices_module
-from minifast.devices import Kept, free_memory, sent
+from minifast.devices import DeviceCache, free_memory, sent
 from minifast.plugins import CudaGraph, Freeze, GradClip, LabelSmoothing, OneCycle
 from minifast.testing import example_data, example_fit, example_net
 
@@ -28,7 +28,7 @@ def shapes(loader):
 def test_kept_rows_come_in_the_same_batches_and_order(shuffle):
     x, y = np.zeros((23, 4, 4), np.uint8), np.arange(23)
     loader = ArrayLoader(x, y, bs=5, shuffle=shuffle, seed=3)
-    near = Kept(META, room=10**6).near(loader)
+    near = DeviceCache(META, room=10**6).near(loader)
     state = loader.generator.get_state()
     kept = shapes(near)
     after, _ = loader.generator.get_state(), loader.generator.set_state(state)
@@ -38,17 +38,27 @@ def test_kept_rows_come_in_the_same_batches_and_order(shuffle):
     assert all(t.device.type == "cpu" for batch in loader for t in batch)
 
 
-def test_kept_rows_follow_what_is_set_at_the_loader():
+def test_cached_rows_follow_what_is_set_at_the_loader():
     loader = ArrayLoader(torch.zeros(9, 2), torch.zeros(9), bs=4)
-    kept = Kept(META, room=1000)
-    kept.near(loader)
-    loader.joins_lone_row = True
-    assert [len(x) for x, _ in kept.near(loader)] == [4, 5]
-    loader.part = (1, 2)
-    assert [len(x) for x, _ in kept.near(loader)] == [4]
-    assert len(kept.copies) == 1
+    cache = DeviceCache(META, room=1000)
+    cache.near(loader)
+    assert [len(x) for x, _ in cache.near(loader.view(merge_last=True))] == [4, 5]
+    assert [len(x) for x, _ in cache.near(loader.view(merge_last=True, shard=(1, 2)))] == [4]
+    loader.bs = 5
+    assert [len(x) for x, _ in cache.near(loader)] == [5, 4]
+    assert len(cache.copies) == 1
+    loader.arrays[1] = torch.zeros(9, 7)  # in place: the list is the same
+    assert cache.near(loader).arrays[1].shape == (9, 7)
     loader.arrays = [torch.zeros(3, 2), torch.zeros(3)]
-    assert kept.near(loader).arrays[0].shape == (3, 2)
+    assert cache.near(loader).arrays[0].shape == (3, 2)
+
+
+def test_copies_go_with_their_arrays():
+    cache = DeviceCache(META, room=3 * 100 * 12)
+    for rows in range(1, 100):  # one loader after the other, as a callback may assign them
+        loader = ArrayLoader(torch.zeros(rows, 2), torch.zeros(rows))
+        assert cache.near(loader).arrays[0].device == META
+        assert cache.size <= (2 * rows - 1) * 12
 
 
 def test_what_does_not_fit_or_is_not_ours_stays(tmp_path):
@@ -58,18 +68,18 @@ def test_what_does_not_fit_or_is_not_ours_stays(tmp_path):
     changed = ArrayLoader(np.zeros((20, 2)), y, tfm=lambda x: x.numpy())
     batches = [(torch.zeros(2, 2), torch.zeros(2))]
     first, second = ArrayLoader(np.zeros((20, 2)), y), ArrayLoader(np.zeros((20, 2)), y)
-    kept = Kept(META, room=20 * 3 * 4 + 239)  # for one of the two
+    kept = DeviceCache(META, room=20 * 3 * 4 + 239)  # for one of the two
     for loader in on_disk, changed, batches:
         assert kept.near(loader) is loader
     assert kept.near(first) is not first and kept.near(second) is second
     assert kept.near(first) is not first
-    assert Kept(META, room=0).near(first) is first
+    assert DeviceCache(META, room=0).near(first) is first
 
 
 def test_on_the_cpu_nothing_is_kept_or_said(net, md, capsys):
     class Look(Callback):
         def on_batch_begin(self, run):
-            assert run.near(run.data.trn_dl) is run.data.trn_dl
+            assert run.loader_for(run.data.trn_dl) is run.data.trn_dl
 
     assert free_memory(torch.device("cpu")) == 0
     opt = optim.SGD(net.parameters(), lr=0.1)
@@ -118,7 +128,7 @@ class Where(Callback):
         self.found = set()
 
     def on_batch_begin(self, run):
-        near = run.near(run.data.trn_dl)
+        near = run.loader_for(run.data.trn_dl)
         self.found.add((near.arrays[0].is_cuda, run.x.is_cuda, run.y.is_cuda))
 
 
@@ -345,7 +355,7 @@ def test_images_in_bytes_become_floats_on_the_gpu():
 
     class Bytes(Callback):
         def on_batch_begin(self, run):
-            assert run.near(run.data.trn_dl).arrays[0].dtype == torch.uint8
+            assert run.loader_for(run.data.trn_dl).arrays[0].dtype == torch.uint8
             assert run.x.dtype == torch.float32 and run.x.is_cuda
 
     net = nn.Sequential(nn.Flatten(), nn.Linear(25, 3))

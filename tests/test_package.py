@@ -107,6 +107,8 @@ assert state() == before
 
 # core <- metrics, dataloader, dataset, callback, history, ... <- stepper, checks <- model
 LAYERS = [
+    ["errors"],
+    ["arrays"],
     ["core"],
     ["summary", "batches"],
     ["pickle_as_data", "files", "pictures", "process_group", "sharded"],
@@ -115,10 +117,11 @@ LAYERS = [
     ["history", "metrics", "dataloader", "storage"],
     ["mistakes", "dataset", "plots"],
     ["callback"],
-    ["progress", "checkpoint", "interrupts", "devices"],
+    ["devices"],
+    ["progress", "checkpoint", "interrupts"],
     ["stepper", "checks", "io"],
-    ["look", "lone_row", "together"],
-    ["team"],
+    ["look", "single_row_batch", "together"],
+    ["run_loaders", "team"],
     ["evaluation"],
     ["prediction"],
     ["model"],

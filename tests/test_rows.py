@@ -234,7 +234,7 @@ def test_other_libraries_arrays(kind: str, shuffle: Any, tmp_path: Path) -> None
     x, y = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32), np.arange(50)
     source = a_source(kind, tmp_path, x)
     loader = ArrayLoader(source, y, bs=8, shuffle=shuffle)
-    assert loader.away
+    assert loader.out_of_core
     assert loader.arrays[0].stored == (1 if kind in ("h5py", "arrow") else 7)
     xs, ys = (torch.cat(parts) for parts in zip(*loader, strict=True))
     assert torch.equal(xs, torch.from_numpy(x)[ys])
@@ -267,8 +267,8 @@ def test_what_was_written_to_a_private_mapping_is_kept(tmp_path: Path) -> None:
 
 def test_what_only_was_a_memory_map_is_in_memory(tmp_path: Path) -> None:
     x = mapped(tmp_path, np.ones((50, 4), np.float32))
-    assert not ArrayLoader(x / 2).away
-    assert ArrayLoader(x[5:20]).away and ArrayLoader(x.reshape(25, 2, 4)).away
+    assert not ArrayLoader(x / 2).out_of_core
+    assert ArrayLoader(x[5:20]).out_of_core and ArrayLoader(x.reshape(25, 2, 4)).out_of_core
 
 
 def test_parts_of_a_map_are_found_in_its_file(tmp_path: Path) -> None:
@@ -409,7 +409,7 @@ def test_labels_that_stay_on_the_disk(tmp_path: Path) -> None:
 def test_quantities_that_stay_on_the_disk(tmp_path: Path) -> None:
     y = mapped(tmp_path, np.arange(100, dtype=np.uint8))
     md = ImageClassifierData.from_arrays(".", (np.zeros((100, 2)), y), None, continuous=True)
-    assert md.trn_dl.away and md.is_reg
+    assert md.trn_dl.out_of_core and md.is_reg
     assert next(iter(md.trn_dl))[1].dtype == torch.float32
 
 

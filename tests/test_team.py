@@ -86,6 +86,7 @@ def test_two_processes_at_half_the_batch_are_one_process(tmp_path: Path) -> None
             0,
         )  # the net is the user's again
     assert len(alone["arrays"]["rows"][0]) == team_job.ROWS
+    assert [len(rows) for rows in alone["growing"]["rows"]] == [50, 100, 150]
     assert first["stop"]["stopped"] == second["stop"]["stopped"] == "process 1 has enough"
     assert "epoch  trn_loss" in printed[0] and printed[1] == ""
     assert (tmp_path / "log.csv").read_text().count("\n") == 1 + len(first["early"]["history"])

@@ -9,6 +9,7 @@ import numpy as np
 from torch.utils import data as torch_data
 
 from .. import dataset as core
+from ..arrays import by_position
 from ..dataloader import ArrayLoader
 from ..dataset import ArraysDataset as ArraysDataset
 from ..dataset import ModelData
@@ -137,7 +138,7 @@ class PassthruDataset:
         return len(self.y)
 
     def __getitem__(self, i: Any) -> list[Any]:
-        return [*(x[i] for x in self.xs), self.y[i]]
+        return [*(by_position(x)[i] for x in self.xs), self.y[i]]
 
     def arrays(self) -> list[np.ndarray]:
         """The inputs as the net gets them, and the target."""
