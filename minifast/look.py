@@ -182,9 +182,9 @@ def _check_preds(run: Run) -> None:
         _complain(run, _sums(name), certain=False)
     if not isinstance(preds, Tensor) or not isinstance(y, Tensor):
         return
-    p = preds.detach().float()
-    if p.is_complex() or not bool(p.isfinite().all()):
+    if preds.is_complex() or not bool(preds.isfinite().all()):
         return  # the loss will tell
+    p = preds.detach().float()
     if name in REGRESSIONS and p.shape != y.shape and p.numel() != 1:
         _complain(run, _broadcasts(preds, y, name))
     if name in LOGITS and p.numel() >= 16 and p.min() >= 0 and p.max() <= 1:

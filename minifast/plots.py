@@ -72,7 +72,7 @@ def plot_predictions(
     """
     chance = probabilities(preds)[:n]
     true = None if targs is None else np.asarray(to_np(targs))[:n]
-    return _said(ims[: len(chance)], chance, true, classes, rows)
+    return _said(by_position(ims)[: len(chance)], chance, true, classes, rows)
 
 
 def plot_top_losses(
