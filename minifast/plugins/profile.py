@@ -47,12 +47,12 @@ class Profile(Callback):
             self._profiler.start()
 
     def on_batch_end(self, run: Run) -> None:
-        """Ends to record, if it is time."""
+        """Ends the recording, if it is time."""
         if run.step == self.skip + self.batches:
             self._finish()
 
     def on_train_end(self, run: Run) -> None:
-        """Ends to record, if training was shorter."""
+        """Ends the recording, if training was shorter."""
         self._finish()
 
     def _finish(self) -> None:
