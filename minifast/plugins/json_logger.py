@@ -13,7 +13,8 @@ from ..history import History
 class JSONLogger(Callback):
     """Appends a line of JSON after each epoch: the row, then one with the reason of a stop.
 
-    A pause is not a stop: the resumed run appends its rows to the same file. Numbers that JSON does not know (nan, inf) are written as the strings `"nan"`, `"inf"`.
+    A pause is not a stop: the resumed run appends its rows to the same file. Numbers that JSON
+    does not know (nan, inf) are written as the strings `"nan"`, `"inf"`.
 
     Args:
         path: The file; lines are added to one that is there.

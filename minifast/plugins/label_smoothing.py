@@ -40,6 +40,7 @@ class LabelSmoothing(Callback):
     def __init__(self, eps: float = 0.1) -> None:
         wanted, fix = "0 or more and below 1", "LabelSmoothing(0.1)"
         self.eps = number("eps", eps, lambda v: 0 <= v < 1, wanted, fix=fix, entry="mixing")
+        self.crit: Any = None
         self.mixup: MixUp | None = None
 
     def on_train_begin(self, run: Run) -> None:
@@ -47,33 +48,35 @@ class LabelSmoothing(Callback):
         crit: Any = run.crit
         # A subclass may have a mean of its own, which is not known here.
         known = type(crit) in (nn.NLLLoss, nn.CrossEntropyLoss)
-        if not known or getattr(crit, "label_smoothing", 0):
+        smoothed = isinstance(crit, nn.CrossEntropyLoss) and crit.label_smoothing > 0
+        if not known or smoothed:
+            with_ = f" with label_smoothing={crit.label_smoothing}" if smoothed else ""
             raise ValueError(
                 explain(
                     "LabelSmoothing does not fit the loss",
-                    got=f"{crit!r}, label_smoothing={crit.label_smoothing}" if known else repr(crit),
+                    got=f"{crit!r}{with_}",
                     wanted="nn.NLLLoss or nn.CrossEntropyLoss itself, not smoothed yet",
                     fix="leave LabelSmoothing out, and smooth in the loss: "
                     "nn.CrossEntropyLoss(label_smoothing=0.1)",
                     entry="mixing",
                 )
             )
+        self.crit = crit  # another callback may wrap it
         self.mixup = next((c for c in run.callbacks if isinstance(c, MixUp)), None)
 
     def on_backward_begin(self, run: Run) -> None:
         """Smooths the loss."""
         targets = [(1.0, run.y)] if self.mixup is None else self.mixup.targets
-        smooth = sum(share * self._smooth(run, y) for share, y in targets)
+        smooth = sum(share * self._smooth(run.preds, y) for share, y in targets)
         run.loss = (1 - self.eps) * run.loss + self.eps * smooth
 
-    def _smooth(self, run: Run, y: Any) -> Any:
-        crit: Any = run.crit
+    def _smooth(self, preds: Any, y: Any) -> Any:
         # Of log-probabilities log_softmax gives the same again, so both losses are served.
         return F.cross_entropy(
-            run.preds,
+            preds,
             y,
-            crit.weight,
-            ignore_index=crit.ignore_index,
-            reduction=crit.reduction,
+            self.crit.weight,
+            ignore_index=self.crit.ignore_index,
+            reduction=self.crit.reduction,
             label_smoothing=1.0,
         )

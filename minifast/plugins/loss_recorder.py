@@ -119,7 +119,8 @@ def preview(
 
     Args:
         callbacks: The schedules, in their order.
-        opt: The optimizer that they would schedule: its class, groups, learning rates and momenta count.
+        opt: The optimizer that they would schedule: its class, groups, learning rates and momenta
+            count.
         batches: How many batches an epoch would have, such as `len(md.trn_dl)`.
         epochs: How many epochs there would be.
 

@@ -45,6 +45,11 @@ class MixUp(Callback):
             "alpha", alpha, lambda v: 0 < v < math.inf, wanted, fix=fix, entry="mixing"
         )
         self.targets: list[tuple[float, Any]] = []  # of this batch, with their shares
+        self.crit: Any = None
+
+    def on_train_begin(self, run: Run) -> None:
+        """Notes the loss: another callback may wrap it."""
+        self.targets, self.crit = [], run.crit
 
     def on_batch_begin(self, run: Run) -> None:
         """Mixes the input."""
@@ -58,7 +63,7 @@ class MixUp(Callback):
     def on_backward_begin(self, run: Run) -> None:
         """Mixes the loss."""
         (part, _), (rest, other) = self.targets
-        run.loss = part * run.loss + rest * run.crit(run.preds, other)
+        run.loss = part * run.loss + rest * self.crit(run.preds, other)
 
     def on_batch_end(self, run: Run) -> None:
         """Lets go of the targets."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from torch.optim import Optimizer
@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ..callback import Callback, Run
 from ..core import explain
-from ..metrics import metric_names
+from ._monitor import check_monitor, monitored_value
 
 
 class Schedule(Callback):
@@ -29,8 +29,8 @@ class Schedule(Callback):
 
     Raises:
         TypeError, ValueError: if an argument is not one of these; when training begins, if the
-            scheduler is of another optimizer, or watches what the fit will not have.
-        KeyError: after the first epoch, if there is no column `monitor`.
+            scheduler is of another optimizer, or watches a column by the batch.
+        KeyError: if there is no column `monitor`: when training begins, where that is known.
 
     Examples:
         >>> from torch.optim.lr_scheduler import StepLR
@@ -64,36 +64,30 @@ class Schedule(Callback):
         """Makes the scheduler; one that was given continues where it is."""
         self.scheduler, self.due = None, False
         made = isinstance(self.make, type) or not hasattr(self.make, "step")
-        scheduler = self.make(run.opt) if made else self.make
+        scheduler: Any = self.make(run.opt) if made else self.make
         if not hasattr(scheduler, "step"):
             raise TypeError(_no_scheduler(scheduler))
         if getattr(scheduler, "optimizer", run.opt) is not run.opt:
             raise ValueError(
                 _text(
                     "the scheduler is of another optimizer: it would change nothing here",
-                    got=f"{type(scheduler).__name__} of another {_name(scheduler.optimizer)}",
+                    got=f"{_name(scheduler)} of another {_name(scheduler.optimizer)}",
                     wanted="a scheduler of the optimizer that fit is given",
-                    fix=f"Schedule(lambda opt: {type(scheduler).__name__}(opt, ...), "
-                    f"step={self.step!r})",
+                    fix=f"Schedule(lambda opt: {_name(scheduler)}(opt, ...), step={self.step!r})",
                 )
             )
         if isinstance(scheduler, ReduceLROnPlateau):
-            self._check_monitor(run)
+            if self.step == "batch":
+                raise ValueError(
+                    _text(
+                        "ReduceLROnPlateau cannot step after each batch",
+                        got="step='batch'",
+                        wanted="step='epoch': it watches a column, with a value for each epoch",
+                        fix="Schedule(ReduceLROnPlateau, step='epoch')",
+                    )
+                )
+            check_monitor(run, self.monitor)
         self.scheduler = scheduler
-
-    def _check_monitor(self, run: Run) -> None:
-        validated = ["val_loss", *metric_names(run.metrics)]
-        if self.step == "batch":
-            problem = "ReduceLROnPlateau cannot step after each batch"
-            wanted = "step='epoch': it watches a column, which has a value for each epoch"
-        elif run.data.val_dl is None and self.monitor in validated:
-            problem = f"ReduceLROnPlateau watches {self.monitor}, and there is no val_dl"
-            wanted = "monitor='trn_loss', or validation data"
-        else:
-            return
-        got = f"Schedule(..., step={self.step!r}, monitor={self.monitor!r})"
-        fix = "Schedule(ReduceLROnPlateau, step='epoch', monitor='trn_loss')"
-        raise ValueError(_text(problem, got=got, wanted=wanted, fix=fix))
 
     def on_batch_end(self, run: Run) -> None:
         """Steps it if it counts batches, when every handler has run and the batch is done."""
@@ -109,7 +103,7 @@ class Schedule(Callback):
         """Steps it, if it counts epochs."""
         if self.step == "epoch":
             watches = isinstance(self.scheduler, ReduceLROnPlateau)
-            self.scheduler.step(*[_monitored(run.values, self.monitor)] if watches else [])
+            self.scheduler.step(*[monitored_value(run.values, self.monitor)] if watches else [])
 
     def state_dict(self) -> dict[str, Any]:
         """The scheduler's own, and whether the batch's step is still to come."""
@@ -124,21 +118,6 @@ class Schedule(Callback):
                 # The optimizer has stepped, in the run that the state is of.
                 warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
                 self.scheduler.step()
-
-
-def _monitored(values: Mapping[str, Any], monitor: str) -> float:
-    """The column's value in an epoch's row."""
-    if monitor in values:
-        return float(values[monitor])
-    raise KeyError(
-        explain(
-            f"monitor={monitor!r} is not a column of the table",
-            got=f"columns {', '.join(values)}",
-            wanted="one of them",
-            fix="monitor='trn_loss' where there is no validation data",
-            entry="monitor",
-        )
-    )
 
 
 def _name(value: Any) -> str:
