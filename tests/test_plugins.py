@@ -405,8 +405,10 @@ def test_time_limit():
 
 @pytest.mark.parametrize(
     "bad",
-    ["", "10", "ten minutes", "5 parsecs", "0s", "1min and more", "1..5s", ".s"]
-    + [0, -1, float("nan"), None, [1]],
+    [
+        *("", "10", "ten minutes", "5 parsecs", "0s", "1min and more", "1..5s", ".s"),
+        *(0, -1, float("nan"), None, [1]),
+    ],
 )
 def test_a_limit_that_is_no_time_is_told(bad):
     with pytest.raises(ValueError, match="limit must be a time, got"):

@@ -8,15 +8,21 @@ from typing import Any
 import torch
 
 from ..callback import Callback, Run
+from ..core import explain
 
 
 class Profile(Callback):
-    """Records some batches by `torch.profiler`: a table, and a trace for Perfetto or Chrome.
+    """Records some batches with `torch.profiler`: a table, and a trace for Perfetto or Chrome.
+
+    PyTorch has one profiler at a time, so there is one `Profile` in a list.
 
     Args:
         path: The trace, a `.json` file; None for the table alone.
         skip: Batches before it begins: the first ones are slower.
         batches: How many it records.
+
+    Raises:
+        RuntimeError: when training begins, if a profiler is running already.
 
     Attributes:
         table: Where the time went, as text; empty until the batches are recorded.
@@ -30,6 +36,7 @@ class Profile(Callback):
     """
 
     first_process_only = True
+    incompatible_with = ("Profile",)
 
     def __init__(self, path: str | Path | None = None, skip: int = 3, batches: int = 5) -> None:
         self.path, self.skip, self.batches = path, skip, batches
@@ -39,6 +46,16 @@ class Profile(Callback):
     def on_train_begin(self, run: Run) -> None:
         """Forgets an earlier fit."""
         self.table, self._profiler = "", None
+        if torch.autograd._profiler_enabled():  # two at a time crash the process
+            raise RuntimeError(
+                explain(
+                    "Profile cannot record: a PyTorch profiler is running already",
+                    got="a profiler around fit",
+                    wanted="one profiler at a time",
+                    fix="leave Profile out, or call fit outside of the other profiler",
+                    entry="incompatible-callbacks",
+                )
+            )
 
     def on_batch_begin(self, run: Run) -> None:
         """Begins to record, if it is time."""
