@@ -46,7 +46,8 @@ class Profile(Callback):
     def on_train_begin(self, run: Run) -> None:
         """Forgets an earlier fit."""
         self.table, self._profiler = "", None
-        if torch.autograd._profiler_enabled():  # two at a time crash the process
+        # A private name of torch: two profilers at a time crash the process.
+        if getattr(torch.autograd, "_profiler_enabled", bool)():
             raise RuntimeError(
                 explain(
                     "Profile cannot record: a PyTorch profiler is running already",
