@@ -59,7 +59,7 @@ class GradClip(Callback):
         if self.max_norm is not None:
             # The order in which squares are summed decides the last bit of the norm.
             params.sort(key=lambda p: self.places.get(id(p), len(self.places)))
-            nn.utils.clip_grad_norm_(params, self.max_norm)
+            nn.utils.clip_grad_norm_([*map(_entries, params)], self.max_norm)
         elif self.max_value is not None:
             nn.utils.clip_grad_value_([*map(_entries, params)], self.max_value)
 
