@@ -15,148 +15,30 @@ raises an `AssertionError` that says in words what is wrong.
 from __future__ import annotations
 
 import gc
-import random
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .callback import Callback, Run
 from .checkpoint import snapshot
-from .dataset import ImageClassifierData, ModelData
-from .history import History
-from .metrics import accuracy
+from .dataset import ModelData
 from .model import fit
 from .storage import as_data
+from .trial import Result, example_data, example_fit, example_net, parts_of, seeded, settings_of
+from .trial import trial_fit as _fit
 
 __all__ = ["CHECKS", "check", "example_data", "example_fit", "example_net"]
 
 Make = Callable[[], Callback]
 
 
-# ---- a small problem ---------------------------------------------------------------------
-
-
-def example_data(rows: int = 90, seed: int = 0) -> ImageClassifierData:
-    """Three classes of six features, two thirds to train on: 8 batches of 8, the last one short.
-
-    Examples:
-        >>> md = example_data()
-        >>> len(md.trn_dl), md.c
-        (8, 3)
-    """
-    rng = np.random.default_rng(seed)
-    centres = 2 * rng.normal(size=(3, 6))
-    y = np.arange(rows) % 3
-    x = (centres[y] + rng.normal(size=(rows, 6))).astype(np.float32)
-    n = rows * 2 // 3
-    return ImageClassifierData.from_arrays(".", (x[:n], y[:n]), (x[n:], y[n:]), bs=8)
-
-
-def example_net() -> nn.Sequential:
-    """A net for `example_data`, with dropout and BatchNorm.
-
-    Examples:
-        >>> example_net()(torch.zeros(2, 6)).shape
-        torch.Size([2, 3])
-    """
-    layers = nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 3)
-    return nn.Sequential(*layers, nn.LogSoftmax(dim=1))
-
-
-def example_fit(
-    callbacks: Sequence[Callback], epochs: int = 1, lr: float = 0.05, **options: Any
-) -> History:
-    """Fits `example_net` to `example_data` by SGD with momentum, from seed 0.
-
-    The world's random generators are as before afterwards.
-
-    Examples:
-        >>> len(example_fit([], epochs=2))
-        2
-    """
-    return _fit(callbacks, epochs, lr, **options).history
-
-
-class _Result:
-    """How a fit ended."""
-
-    def __init__(self, net: nn.Module, opt: torch.optim.Optimizer) -> None:
-        self.net, self.opt = net, opt
-        self.settings = [_settings(opt)]
-        self.parts = _parts(net)
-        self.history = History()
-        self.weights: dict[str, Tensor] = {}
-        self.rng: list[object] = []
-        self.error: BaseException | None = None
-
-
-def _fit(
-    callbacks: Sequence[Callback],
-    epochs: int = 2,
-    lr: float = 0.05,
-    expect: type[BaseException] | None = None,
-    validate: bool = True,
-    **options: Any,
-) -> _Result:
-    with _seeded():
-        net, data = example_net(), example_data()
-        if not validate:
-            data.val_dl = None
-        opt = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9)
-        result = _Result(net, opt)
-        metrics = [accuracy]
-        try:
-            result.history = fit(
-                net, data, epochs, nn.NLLLoss(), opt, metrics, callbacks, progress=False, **options
-            )
-        except BaseException as error:
-            if expect is None or not isinstance(error, expect):
-                raise
-            result.error = error
-        finally:
-            result.settings.append(_settings(opt))
-            result.weights = {k: t.detach().clone() for k, t in net.state_dict().items()}
-            result.rng = [torch.get_rng_state().tolist(), random.getstate()]
-            result.rng.append(str(np.random.get_state()))
-    return result
-
-
-@contextmanager
-def _seeded() -> Iterator[None]:
-    """All random generators begin with seed 0, and are as before afterwards."""
-    state = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            random.seed(0)
-            np.random.seed(0)
-            yield
-    finally:
-        random.setstate(state[0])
-        np.random.set_state(state[1])
-
-
-def _settings(opt: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """Learning rates, momenta and the like, of each parameter group."""
-    return [{k: v for k, v in group.items() if k != "params"} for group in opt.param_groups]
-
-
-def _parts(net: nn.Module) -> dict[str, list[str]]:
-    """The names of all that hangs on the modules of a net: attributes, parameters and buffers."""
-    return {
-        name: sorted([*vars(module), *module._parameters, *module._buffers, *module._modules])
-        for name, module in net.named_modules()
-    }
-
-
-def _same(a: _Result, b: _Result) -> bool:
+def _same(a: Result, b: Result) -> bool:
     return all(torch.equal(t, b.weights[name]) for name, t in a.weights.items())
 
 
@@ -294,17 +176,17 @@ class _FailsInABatch(Callback):
         run.after(self._note)  # as the last in the list: after what others do then
 
     def _note(self, run: Run) -> None:
-        self.between = [_settings(run.opt)]
+        self.between = [settings_of(run.opt)]
 
 
-def _assert_left_alone(callback: Callback, result: _Result) -> None:
+def _assert_left_alone(callback: Callback, result: Result) -> None:
     net = result.net
     kinds = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
     for name, module in net.named_modules():
         hooked = [kind for kind in kinds if getattr(module, kind)]
         where = f"module {name!r}" if name else "the net"
         assert not hooked, f"{callback!r} leaves hooks on {where}: remove them in on_train_end"
-        left = sorted({*_parts(net)[name]} ^ {*result.parts.get(name, ())})
+        left = sorted({*parts_of(net)[name]} ^ {*result.parts.get(name, ())})
         assert not left, f"{callback!r} leaves {left[0]!r} on {where}: undo it in on_train_end"
     on_parameters = "_backward_hooks", "_post_accumulate_grad_hooks"
     for name, p in net.named_parameters():
@@ -368,7 +250,7 @@ def check_forgets_the_fit_before(make: Make) -> None:
         for p in result.net.parameters():
             p.requires_grad_(False)
         result.opt.param_groups[0]["lr"] = 0.7
-        with _seeded():
+        with seeded():
             net = nn.Sequential(nn.Linear(6, 3))
             opt = torch.optim.Adam(net.parameters(), lr=0.3)
             before = _described(result.net, result.opt), _described(net, opt)
@@ -387,7 +269,7 @@ def check_forgets_the_fit_before(make: Make) -> None:
 def _described(net: nn.Module, opt: torch.optim.Optimizer) -> list[Any]:
     named = dict(net.named_parameters())
     tensors = [(name, t.tolist()) for name, t in net.state_dict().items()]
-    return [tensors, [p.requires_grad for p in named.values()], _changing(_settings(opt))]
+    return [tensors, [p.requires_grad for p in named.values()], _changing(settings_of(opt))]
 
 
 def check_keeps_no_graph(make: Make) -> None:

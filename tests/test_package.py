@@ -120,7 +120,8 @@ LAYERS = [
     ["team"],
     ["prediction"],
     ["model"],
-    ["testing", "report"],
+    ["trial", "report"],
+    ["testing"],
     ["__init__"],
     ["__main__"],
 ]
