@@ -202,7 +202,7 @@ class Callback:
 
     Subclasses of them count too.
     """
-    incompatible_with: ClassVar[tuple[type | str, ...]] = ()
+    conflicts_with: ClassVar[tuple[type | str, ...]] = ()
     """Classes, or their names, that cannot be in one list with this one, in either order.
 
     Subclasses of them count too. `fit` refuses the list.

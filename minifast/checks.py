@@ -185,10 +185,10 @@ def _check_pair(first: Callback, second: Callback, all_: tuple[Callback, ...]) -
         problem, got = "callbacks holds the same object twice", f"{first!r}, twice"
         wanted = "each object once: its handlers would run twice for every event"
         fix, entry = f"make two: [{one}(...), {one}(...)]", "lists"
-    elif _is_any(first, second.incompatible_with) or _is_any(second, first.incompatible_with):
+    elif _is_any(first, second.conflicts_with) or _is_any(second, first.conflicts_with):
         problem, got = f"callbacks has {one} and {other}, which cannot be combined", names
         wanted = f"one of them: {one} and {other} would change the same thing, each its own way"
-        fix, entry = f"leave out {one} or {other}", "incompatible-callbacks"
+        fix, entry = f"leave out {one} or {other}", "conflicting-callbacks"
     elif _is_any(first, second.must_precede):
         problem, got = f"callbacks has {one} before {other}, which makes no sense", names
         wanted = f"{other} before {one}: {one} works on what {other} has done"
@@ -206,7 +206,7 @@ def _is_any(callback: Callback, kinds: tuple[type | str, ...]) -> bool:
 
 def _check_declarations(callback: Callback) -> None:
     """What a callback says of others names classes; a handler on the object handles an event."""
-    for name in ("must_precede", "incompatible_with"):
+    for name in ("must_precede", "conflicts_with"):
         kinds = getattr(callback, name)
         if isinstance(kinds, tuple | list) and all(isinstance(k, type | str) for k in kinds):
             continue

@@ -57,7 +57,7 @@ def test_subclasses_and_classes_count_in_what_plugins_say_of_each_other():
         must_precede = (GradClip,)
 
     class Never(Callback):
-        incompatible_with = (SaveBest, "EMA")
+        conflicts_with = (SaveBest, "EMA")
 
     for wrong in [MyClip(1.0), GradAccumulation(4)], [MyClip(1.0), Before()]:
         with pytest.raises(ValueError, match="callbacks has MyClip before"):
@@ -67,10 +67,10 @@ def test_subclasses_and_classes_count_in_what_plugins_say_of_each_other():
         for callbacks in wrong, wrong[::-1]:
             with pytest.raises(ValueError, match="which cannot be combined") as info:
                 example_fit([Callback(), *callbacks])
-            assert "incompatible-callbacks" in str(info.value)
+            assert "conflicting-callbacks" in str(info.value)
 
 
-@pytest.mark.parametrize("name", ["must_precede", "incompatible_with"])
+@pytest.mark.parametrize("name", ["must_precede", "conflicts_with"])
 @pytest.mark.parametrize("value", ["GradClip", GradClip, (GradClip(1.0),), None], ids=str)
 def test_what_a_plugin_says_of_others_is_a_tuple_of_classes(name, value):
     wrong = type("Wrong", (Callback,), {name: value})

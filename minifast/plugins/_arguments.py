@@ -29,5 +29,5 @@ def number(
             return value
     except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several numbers
         kind = TypeError
-    problem = f"{name} must be {wanted}, got {value!r}"
-    raise kind(explain(problem, got=repr(value), wanted=wanted, fix=fix, entry=entry))
+    problem = f"{name} must be {wanted}, got {value!r:.60}"
+    raise kind(explain(problem, got=f"{value!r:.60}", wanted=wanted, fix=fix, entry=entry))

@@ -18,7 +18,7 @@ class RateSchedule(Callback):
     """
 
     changes_training = True
-    incompatible_with = ("RateSchedule", "Schedule")
+    conflicts_with = ("RateSchedule", "Schedule")
 
     def __init__(self) -> None:
         self.rates: list[float] = []

@@ -46,7 +46,7 @@ class CosineRestarts(RateSchedule):
         """Takes the lengths from the loader."""
         super().on_train_begin(run)
         if self.epochs is not None:
-            self.length = self.epochs * (run.n_batches or 1)
+            self.length = float(self.epochs) * (run.n_batches or 1)
         if self.length < 1:
             raise ValueError(
                 explain(

@@ -35,7 +35,7 @@ class LabelSmoothing(Callback):
 
     changes_training = True
     must_precede = ("GradAccumulation",)
-    incompatible_with = ("LabelSmoothing",)
+    conflicts_with = ("LabelSmoothing",)
 
     def __init__(self, eps: float = 0.1) -> None:
         wanted, fix = "0 or more and below 1", "LabelSmoothing(0.1)"

@@ -42,7 +42,7 @@ class LossRecorder(Callback):
         self.lrs: list[float] = []
         self.momentums: list[float] = []
         self._unread: list[Any] = []
-        self._used = 0.0, 0.0
+        self._used: tuple[float, float] | None = None
 
     def on_train_begin(self, run: Run) -> None:
         """Forgets an earlier fit."""
@@ -50,13 +50,12 @@ class LossRecorder(Callback):
 
     def on_backward_end(self, run: Run) -> None:
         """Notes what the step is made with: when the batch has ended, `Warmup` has restored it."""
-        group = run.opt.param_groups[-1]
-        momentum = group.get("betas", (group.get("momentum", 0.0),))[0]
-        self._used = float(group["lr"]), float(momentum)
+        self._used = _settings(run)
 
     def on_batch_end(self, run: Run) -> None:
         """Notes the batch."""
-        lr, momentum = self._used
+        lr, momentum = self._used or _settings(run)  # a stepper may fire no event in its step
+        self._used = None
         self._unread.append(run.running_loss.last)
         self.lrs.append(lr)
         self.momentums.append(momentum)
@@ -95,6 +94,11 @@ class LossRecorder(Callback):
         from ..plots import plot_schedule
 
         return plot_schedule(self.lrs, self.momentums if any(self.momentums) else None)
+
+
+def _settings(run: Run) -> tuple[float, float]:
+    group = run.opt.param_groups[-1]
+    return float(group["lr"]), float(group.get("betas", (group.get("momentum", 0.0),))[0])
 
 
 class _OneWeight(nn.Module):

@@ -36,7 +36,7 @@ class MixUp(Callback):
 
     changes_training = True
     must_precede = ("LabelSmoothing", "GradAccumulation")
-    incompatible_with = ("MixUp",)
+    conflicts_with = ("MixUp",)
 
     def __init__(self, alpha: float = 0.4) -> None:
         fix = "MixUp(alpha=0.4), or leave MixUp out"
@@ -75,7 +75,8 @@ def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, dict):
         return {key: _each(v, change) for key, v in value.items()}
     if isinstance(value, tuple | list):
-        return tuple([_each(v, change) for v in value])
+        parts = [_each(v, change) for v in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
     return change(value)
 
 

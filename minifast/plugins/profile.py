@@ -36,7 +36,7 @@ class Profile(Callback):
     """
 
     first_process_only = True
-    incompatible_with = ("Profile",)
+    conflicts_with = ("Profile",)
 
     def __init__(self, path: str | Path | None = None, skip: int = 3, batches: int = 5) -> None:
         self.path, self.skip, self.batches = path, skip, batches
@@ -54,7 +54,7 @@ class Profile(Callback):
                     got="a profiler around fit",
                     wanted="one profiler at a time",
                     fix="leave Profile out, or call fit outside of the other profiler",
-                    entry="incompatible-callbacks",
+                    entry="conflicting-callbacks",
                 )
             )
 

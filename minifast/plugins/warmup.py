@@ -26,7 +26,7 @@ class Warmup(Callback):
     """
 
     changes_training = True
-    incompatible_with = ("Warmup",)
+    conflicts_with = ("Warmup",)
 
     def __init__(self, batches: int) -> None:
         self.batches = whole_number("batches", batches, 0, fix="Warmup(10)", entry="schedules")
