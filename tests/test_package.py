@@ -125,7 +125,8 @@ LAYERS = [
     ["evaluation"],
     ["prediction"],
     ["model"],
-    ["testing", "report"],
+    ["trial", "report"],
+    ["testing"],
     ["__init__"],
     ["__main__"],
 ]

@@ -21,6 +21,7 @@ class Averaged(Callback):
 
     changes_training = True
     must_precede = ("SaveBest",)
+    conflicts_with = ("Averaged",)
 
     def __init__(self) -> None:
         self.average: dict[str, Tensor] = {}

@@ -55,9 +55,9 @@ class _Finder(Callback):
         self.losses: list[float] = []
 
     def on_batch_begin(self, run: Run) -> None:
-        """Sets this batch's rate."""
+        """Sets this batch's learning rate, after what other callbacks set and scale."""
         self.lrs.append(self.start_lr * self.ratio ** (run.step / max(self.steps - 1, 1)))
-        set_lrs(run.opt, self.lrs[-1])
+        run.after(lambda run: set_lrs(run.opt, self.lrs[-1]))
 
     def on_batch_end(self, run: Run) -> None:
         """Notes the loss, and asks to stop when it has seen enough."""
