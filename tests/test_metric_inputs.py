@@ -245,6 +245,14 @@ def test_a_threshold_is_one_on_the_softmax_whatever_the_net_ends_in(seed, thresh
         assert mf.f1(preds, torch.from_numpy(y), thresh).item() == pytest.approx(wanted, abs=1e-6)
 
 
+@pytest.mark.parametrize("shift", [0.3, -0.3, 0.01, -0.01])
+def test_scores_close_to_log_probabilities_are_scores(shift):
+    p = torch.linspace(0.35, 0.65, 300, dtype=torch.float64)
+    log_preds, y = torch.stack([1 - p, p], 1).log(), torch.arange(300) % 2
+    wanted = sk.f1_score(y, (p > 0.5).int())
+    assert mf.f1(log_preds + shift, y).item() == pytest.approx(wanted, abs=1e-6)
+
+
 def test_the_value_of_true_log_probabilities_is_that_of_07():
     torch.manual_seed(0)
     for dtype in torch.float32, torch.float64:
