@@ -25,6 +25,8 @@ class GradientStats(Callback):
         True
     """
 
+    columns = ("grad_norm",)  # what it adds: a monitor of this name is there
+
     def __init__(self) -> None:
         self.norms: list[float] = []
         self._unread: list[torch.Tensor] = []

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..callback import Callback, Run
-from ._best import Best
+from ._best import Best, check_monitor
 
 
 class SaveBest(Callback):
@@ -18,8 +18,13 @@ class SaveBest(Callback):
 
     Args:
         monitor: The column of the table that tells which epoch is the best.
-        mode: `"min"` or `"max"`; None goes by the name: losses and errors fall, the rest rises.
+        mode: `"min"` or `"max"`: which values are better. None goes by the name, where its words
+            tell: losses and errors fall, accuracies rise; any other name must have a mode.
         restore: Put them back; otherwise they are only kept, as `weights`.
+
+    Raises:
+        ValueError: if `mode` is neither, or not given where the column's name does not tell.
+        KeyError: if there is no such column: before the first step, unless a callback may add it.
 
     Attributes:
         weights: The best epoch's `net.state_dict()`, copied; None before the first epoch.
@@ -43,7 +48,8 @@ class SaveBest(Callback):
         self.weights: dict[str, Tensor] | None = None
 
     def on_train_begin(self, run: Run) -> None:
-        """Forgets an earlier fit."""
+        """Forgets an earlier fit; refuses a column that the table will not have."""
+        check_monitor(run, self.monitor)
         self.best = Best(self.monitor, self.mode)
         self.weights = None
 
