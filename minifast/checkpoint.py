@@ -1,51 +1,58 @@
-"""The state of a run: what it takes to go on as if nothing had happened."""
+"""The state of a run: what it takes to continue as if it had not been interrupted."""
 
 from __future__ import annotations
 
 import copy
-import random
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
+from torch.optim import Optimizer
 
-from .callback import Callback, Run
+from .callback import Callback, Events, Run
 from .core import explain, length
-from .files import older
-from .sharded import is_sharded, part_like, put_together, put_whole_state, taken_apart, whole_state
-from .storage import (
-    CheckpointError,
-    as_data,
-    load_weights,
-    put_weights,
-    read_state,
-    save_weights,
-    weights_differ,
+from .differences import (
+    KERNELS,
+    counts_differ,
+    form_differs,
+    names_differ,
+    optimizer_differs,
+    tensors_differ,
 )
+from .files import older
+from .metrics import metric_names
+from .rng import generators, random_state, set_random_state, start_alike
+from .sharded import is_sharded, part_like, put_together, put_whole_state, taken_apart, whole_state
+from .storage import CheckpointError, as_data, load_weights, put_weights, read_state, save_weights
+from .trained import Aside, Trained, load_optimizer
 
 __all__ = ["CheckpointError", "load_weights", "save_weights", "snapshot"]
 
-FORMAT = 1
+FORMAT = 2
 KEYS = {
-    *("epoch", "batch", "step", "net", "opt", "grads", "stepper", "callbacks", "running_loss"),
-    *("history", "stopped", "given", "order", "random"),
+    *("processes", "epoch", "batch", "step", "net", "loss", "strays", "buffers", "opt_class"),
+    *("opt", "grads", "stepper", "callbacks", "metrics", "running_loss", "history", "stopped"),
+    *("given", "size", "assigned", "loader", "began", "order", "random"),
 }
 
 
 def snapshot(run: Run) -> dict[str, Any]:
     """The state of a run between two of its batches, or two of its epochs.
 
-    `fit(..., resume=state)` with the same arguments goes on from there to the same end, to the bit.
-    It holds tensors, numbers, strings, lists and dicts, all copied: of net, optimizer, stepper and
-    callbacks (in the order of the list), random generators (torch, its GPUs, numpy, Python, the
-    loader's), place in the epoch and its order, gradients that wait for their step, the smoothed
-    loss and the history. Take it in `on_epoch_begin`, as the first of the list, or by
-    `run.after(...)` in `on_batch_end` or `on_epoch_end`, when all others have heard the event.
+    `fit(..., resume=state)` with the same arguments continues from there to the same end, to the
+    bit. It holds tensors, numbers, strings, lists and dicts, all copied: of net, loss (if it is a
+    module), optimizer, stepper, callbacks (in the order of the list), metrics that have a
+    `state_dict`, random generators (PyTorch's, its GPUs', NumPy's, Python's, and those that draw
+    for the loader), the loader's own `state_dict`, place in the epoch and its order, gradients that
+    wait for their step, the smoothed loss and the history. Take it in `on_epoch_begin`, as the
+    first of the list, or with `run.after(...)` in `on_batch_end` or `on_epoch_end`, after all other
+    callbacks have handled the event.
+
+    Raises:
+        TypeError: if one of them holds anything else.
 
     Examples:
         >>> from minifast.callback import Callback
@@ -67,7 +74,9 @@ def state_of(run: Run) -> dict[str, Any]:
     rows = list(run.history)
     if ended and not (rows and rows[-1]["epoch"] == run.epoch):
         rows.append(run.values)
+    trained = Trained(run.net, run.crit, run.opt)
     if is_sharded(run.net):
+        _check_all_in_net(trained)
         net, opt = whole_state(run.net, run.opt)
     else:
         net, opt = run.net.state_dict(), run.opt.state_dict()
@@ -78,21 +87,69 @@ def state_of(run: Run) -> dict[str, Any]:
         "batch": 0 if ended else run.step - run.epoch_start,
         "step": run.step,
         "net": net,
+        "loss": {name: module.state_dict() for name, module in trained.loss.items()},
+        "strays": trained.strays,
+        "buffers": trained.unsaved_buffers(),
+        "opt_class": type(run.opt).__name__,
         "opt": opt,
-        "grads": _waiting_gradients(run),
+        "grads": _waiting_gradients(run, trained),
         "stepper": [type(run.stepper).__name__, _stepper_state(run)],
         "callbacks": [
             [type(c).__name__, c.changes_training, put_together(_own(run, c))]
             for c in run.callbacks
         ],
+        "metrics": {name: metric.state_dict() for name, metric in _with_state(run)},
         "running_loss": run.running_loss.state_dict(),
         "history": rows,
         "stopped": None if run.paused else run.stopped,
         "given": run.given,
-        "order": _listed(run.order),
-        "random": _listed(random_state(run.data.trn_dl)),
+        "size": size_of(run),
+        "assigned": run.data.trn_dl is not run.first_loader,
+        "loader": _loader_state(run, ended),
+        "began": run.began,
+        "order": run.order,
+        "random": random_state(run.data.trn_dl),
     }
     return dict(as_data(state, "state"))
+
+
+def _check_all_in_net(trained: Trained) -> None:
+    foreign = [name for name, _ in trained.parameters() if not name.startswith("net.")]
+    if foreign:
+        raise TypeError(
+            explain(
+                "a checkpoint of a net in parts cannot hold what is trained beside the net",
+                got=f"{foreign[0]}, of {len(foreign)} parameters that are not the net's",
+                wanted="an optimizer over the net's parameters alone, where fully_shard is used",
+                fix="make the loss's parameters the net's, and use them from there",
+                entry="checkpoints",
+            )
+        )
+
+
+def _with_state(run: Run) -> list[tuple[str, Any]]:
+    """The metrics that can be saved, by their column."""
+    pairs = zip(metric_names(run.metrics), run.metrics, strict=True)
+    return [
+        (name, metric)
+        for name, metric in pairs
+        if callable(getattr(metric, "state_dict", None))
+        and callable(getattr(metric, "load_state_dict", None))
+    ]
+
+
+def _saves(loader: Any) -> bool:
+    """Whether the loader is one that saves its place itself, as torchdata's StatefulDataLoader."""
+    names = "state_dict", "load_state_dict"
+    return all(callable(getattr(loader, name, None)) for name in names)
+
+
+def _loader_state(run: Run, ended: bool) -> dict[str, Any] | None:
+    """The loader's own, once this fit has drawn from it."""
+    fresh = run.step == run.epoch_start and not ended
+    if not _saves(run.data.trn_dl) or (fresh and not run.step):
+        return None
+    return {"state": run.data.trn_dl.state_dict()}
 
 
 def _processes(run: Run) -> int:
@@ -112,32 +169,43 @@ def _own(run: Run, c: Callback) -> dict[str, Any]:
     return c.state_dict() if _lives_here(run, c) else {}
 
 
-def _waiting_gradients(run: Run) -> dict[str, Any]:
+def _waiting_gradients(run: Run, trained: Trained) -> dict[str, Any]:
     """Those that a later batch adds to: there are some where the last step was skipped."""
-    named = run.net.named_parameters() if run.skip_step else ()
+    named = trained.parameters() if run.skip_step else ()
     return {name: put_together(p.grad) for name, p in named if p.grad is not None}
 
 
 def size_of(run: Run) -> dict[str, int | None]:
-    """What must be the same for a run to go on; None where the loader does not tell."""
+    """What must be the same for a run to continue; None where the loader does not tell."""
     loader = run.data.trn_dl
     rows = getattr(loader, "n_rows", None)
     if rows is None:
         rows = length(getattr(loader, "dataset", None))
-    return {"rows to train on": rows, "batches in an epoch": run.n_batches}
+    sampler = getattr(loader, "batch_sampler", None)
+    sizes = [getattr(loader, "bs", None), getattr(loader, "batch_size", None)]
+    bs = next((n for n in (*sizes, getattr(sampler, "batch_size", None)) if isinstance(n, int)), 0)
+    return {
+        "rows to train on": rows,
+        "rows in a batch": bs * _processes(run) or None,
+        "batches in an epoch": run.n_batches,
+    }
 
 
-# ---- going on ----------------------------------------------------------------------------
+# ---- resuming ----------------------------------------------------------------------------
 
 
-def restore(run: Run, resume: dict[str, Any] | str | Path) -> None:
+def restore(run: Run, resume: dict[str, Any] | str | Path, events: Events) -> None:
     """Puts the run where a state, or the one in a file, was taken.
+
+    A state from inside an epoch is loaded twice: what callbacks set up in `on_epoch_begin` (modes,
+    hooks, `run.data`) is not in it, so that event is fired in between; what the handlers changed
+    is then as it was saved.
 
     Where there is no file yet and a callback of the run writes to that very path, the run begins.
 
     Raises:
-        FileNotFoundError: if there is none, and nobody writes to it.
-        CheckpointError: if it is of another run; nothing has changed then.
+        FileNotFoundError: if there is none, and no callback writes to it.
+        CheckpointError: if it is of another run, or cannot be loaded; nothing has changed then.
     """
     if isinstance(resume, dict):
         state, origin = copy.deepcopy(resume), "the state"
@@ -150,12 +218,20 @@ def restore(run: Run, resume: dict[str, Any] | str | Path) -> None:
         if found is None:
             return
         state, origin = found, str(resume)
-    if state.get("format") != FORMAT or not set(state) >= KEYS:
-        raise _differs(origin, ["it is no checkpoint of a run, or one of another minifast"])
-    differs = _differences(run, state)
-    if differs:
-        raise _differs(origin, differs)
-    _put(run, state, origin)
+    _check(origin, lambda: _differences(run, state))
+    inside = bool(state["batch"]) and state["stopped"] is None and state["epoch"] < run.epochs
+    with _all_or_nothing(run):
+        _load(run, copy.deepcopy(state) if inside else state, origin)
+        if not inside:
+            return
+        start_alike(run.data.trn_dl, run.began)
+        set_random_state(run.began, run.data.trn_dl)
+        run.net.train()
+        events.on_epoch_begin(run)
+        stopped = run.stopped
+        _check(origin, lambda: _epoch_differs(run, state))
+        _load(run, state, origin)
+        run.stopped = stopped
 
 
 def _read(run: Run, path: Path) -> dict[str, Any] | None:
@@ -167,56 +243,195 @@ def _read(run: Run, path: Path) -> dict[str, Any] | None:
     return read_state(path)
 
 
+@contextmanager
+def _all_or_nothing(run: Run) -> Iterator[None]:
+    """Leaves everything as it was if something fails, so that `on_train_end` changes nothing."""
+    aside = Aside(run.net, run.crit, run.opt, run.data.trn_dl)
+    holders: list[Any] = [run.stepper, *run.callbacks, *(m for _, m in _with_state(run))]
+    own = [(h, dict(vars(h)), _copied_state(h)) for h in holders if hasattr(h, "__dict__")]
+    fields = {name: getattr(run, name) for name in FIELDS}
+    loss, data = run.running_loss.state_dict(), run.data
+    try:
+        yield
+    except BaseException:
+        with ExitStack() as parts:  # each part also if another one fails
+            parts.callback(aside.put_back)
+            for holder, attributes, state in own:
+                parts.callback(vars(holder).update, attributes)
+                if state is not None:
+                    parts.callback(_quietly, holder.load_state_dict, state)
+            parts.callback(run.running_loss.load_state_dict, loss)
+            parts.callback(run.history._rows.clear)
+            for name, value in fields.items():
+                parts.callback(setattr, run, name, value)
+            run.data = data
+        raise
+
+
+FIELDS = "epoch", "step", "epoch_start", "batch", "stopped", "began", "order", "positioned"
+
+
+def _copied_state(holder: Any) -> Any:
+    try:
+        return copy.deepcopy(holder.state_dict())
+    except Exception:  # it has none, or none yet
+        return None
+
+
+def _quietly(call: Callable[..., object], *arguments: Any) -> None:
+    with suppress(Exception):  # its attributes are put back besides
+        call(*arguments)
+
+
+def _load(run: Run, state: dict[str, Any], origin: str) -> None:
+    try:
+        _put(run, state, origin)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        notes = "; ".join(getattr(error, "__notes__", ()))
+        what = f"{type(error).__name__}: {error}".split("\n")[0]
+        raise _differs(origin, [f"{what}{notes and f' ({notes})'}"]) from error
+
+
+@torch.no_grad()
 def _put(run: Run, state: dict[str, Any], origin: str) -> None:
-    run.epoch, run.step = state["epoch"], state["step"]
+    run.epoch, run.step, run.batch = state["epoch"], state["step"], state["batch"]
     run.epoch_start = run.step - state["batch"]
+    trained = Trained(run.net, run.crit, run.opt)
+    opt = _with_own_kernels(run.opt, state["opt"])
     if is_sharded(run.net):
-        put_whole_state(run.net, run.opt, state["net"], state["opt"])
+        put_whole_state(run.net, run.opt, state["net"], opt)
     else:
         put_weights(run.net, state["net"], origin)
-        run.opt.load_state_dict(state["opt"])
-    for name, p in run.net.named_parameters():
+        load_optimizer(run.opt, opt)
+    for name, module in trained.loss.items():
+        module.load_state_dict(state["loss"][name])
+    for name, p in trained.strays.items():
+        p.copy_(state["strays"][name])
+    for name, value in state["buffers"].items():
+        trained.put_buffer(name, value)
+    for name, p in trained.parameters():
         grad = state["grads"].get(name)
-        p.grad = None if grad is None else part_like(grad, p)
-    if hasattr(run.stepper, "load_state_dict"):
-        run.stepper.load_state_dict(state["stepper"][1])
+        p.grad = None if grad is None else part_like(grad, p).to(p.dtype)
+    with _said("stepper"):
+        if hasattr(run.stepper, "load_state_dict"):
+            run.stepper.load_state_dict(state["stepper"][1])
     saved = _that_matter(state["callbacks"])
     names = run.net.state_dict() if is_sharded(run.net) else {}
-    for callback, (_, own) in zip(_ours(run, saved), saved, strict=True):
+    for callback, (name, own) in zip(_ours(run, saved), saved, strict=True):
         if own and _lives_here(run, callback):
-            callback.load_state_dict(taken_apart(own, names))
+            with _said(name):
+                callback.load_state_dict(taken_apart(own, names))
+    for name, metric in _with_state(run):
+        if state["metrics"].get(name):
+            with _said(name):
+                metric.load_state_dict(state["metrics"][name])
     run.running_loss.load_state_dict(state["running_loss"])
+    run.history._rows.clear()
     for row in state["history"]:
         run.history.append(row)
-    run.stopped, run.order = state["stopped"], state["order"]
-    set_random_state(state["random"], run.data.trn_dl)
+    run.stopped, run.began, run.order = state["stopped"], state["began"], state["order"]
+    _put_generators(run, state)
+
+
+def _put_generators(run: Run, state: dict[str, Any]) -> None:
+    loader, position = run.data.trn_dl, state["loader"]
+    if position is not None:
+        loader.load_state_dict(position["state"])
+        run.positioned = bool(state["batch"])
+        if not state["batch"]:
+            iter(loader)  # the pass that is over; the next one begins from scratch
+    elif not state["batch"]:
+        start_alike(loader, state["random"])
+    if run.order:
+        set_random_state(run.order, loader)  # an error would come now, not in the epoch
+    set_random_state(state["random"], loader)
+
+
+@contextmanager
+def _said(name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"in the state of {name}")
+        raise
+
+
+def _with_own_kernels(opt: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """The saved state with the run's own choice of kernels, which may be another machine's."""
+    pairs = zip(state["param_groups"], opt.param_groups, strict=True)
+    groups = [there | {k: here[k] for k in KERNELS if k in here} for there, here in pairs]
+    return {**state, "param_groups": groups}
+
+
+# ---- comparing ---------------------------------------------------------------------------
+
+
+def _check(origin: str, differences: Callable[[], list[str]]) -> None:
+    try:
+        found = differences()
+    except Exception as error:  # a state of whatever form
+        raise _differs(origin, [f"it cannot be read: {type(error).__name__}: {error}"]) from error
+    if found:
+        raise _differs(origin, found)
 
 
 def _differences(run: Run, state: dict[str, Any]) -> list[str]:
-    """What is otherwise here than where the state was taken, in words."""
-    found = weights_differ(run.net.state_dict(), state["net"])
-    ours, theirs = (
-        [len(group["params"]) for group in groups]
-        for groups in (run.opt.param_groups, state["opt"]["param_groups"])
-    )
-    if ours != theirs:
-        found.append(f"opt has groups of {theirs} parameters, here {ours}")
-    pairs: list[tuple[str, Any, Any]] = [
-        ("stepper", state["stepper"][0], type(run.stepper).__name__),
-    ]
-    # Between two epochs more or fewer processes may go on, with other batches.
-    if state["batch"] or state.get("processes", 1) == _processes(run):
-        pairs += [(name, state["given"].get(name), now) for name, now in run.given.items()]
-    found += [f"{name}: {then}, here {now}" for name, then, now in pairs if then != now]
+    """What is different here from where the state was taken."""
+    if state.get("format") != FORMAT or not set(state) >= KEYS:
+        return ["it is not a checkpoint of a run, or one of another version of minifast"]
+    trained = Trained(run.net, run.crit, run.opt)
+    found = [*counts_differ(state, None if state["batch"] == 0 else _most_batches(run, state))]
+    found += tensors_differ(trained, state)
+    found += optimizer_differs(run.opt, state["opt_class"], state["opt"])
+    stepper, own = state["stepper"]
+    found += names_differ("stepper", [stepper], [type(run.stepper).__name__])
+    found += form_differs(own, _stepper_state(run), "the stepper's state")
+    # Between two epochs more or fewer processes may continue, with other batches.
+    if state["batch"] or state["processes"] == _processes(run):
+        found += _sizes_differ(state["given"], run.given)
+    if not state["assigned"]:  # no callback had given the run another loader
+        found += _generators_differ(run, state)
     return found + _other_callbacks(run, state["callbacks"])
 
 
+def _most_batches(run: Run, state: dict[str, Any]) -> int | None:
+    return None if state["assigned"] else run.n_batches
+
+
+def _epoch_differs(run: Run, state: dict[str, Any]) -> list[str]:
+    """What is different in the loaders that callbacks gave the run when its epoch began."""
+    return _sizes_differ(state["size"], size_of(run)) + _generators_differ(run, state)
+
+
+def _sizes_differ(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    return [f"{name}: {then.get(name)}, here {n}" for name, n in now.items() if then.get(name) != n]
+
+
+def _generators_differ(run: Run, state: dict[str, Any]) -> list[str]:
+    """Which generators draw for the loader, and whether it saves its own place."""
+    loader = run.data.trn_dl
+    found = names_differ(
+        "generators of the loader", sorted(state["random"]["loader"]), sorted(generators(loader))
+    )
+    if state["loader"] is not None and not _saves(loader):
+        found.append("a loader with a state_dict, here one without")
+    if state["loader"] is None and state["step"] and _saves(loader):
+        found.append("a loader without a state_dict, here one with it")
+    return found
+
+
 def _other_callbacks(run: Run, saved: Iterable[Any]) -> list[str]:
-    """Those that only watch, and have nothing to go on with, may come and go."""
+    """Those that only watch, and have no state to continue with, may come and go."""
     matter = _that_matter(saved)
-    then = [name for name, _ in matter]
-    now = [type(c).__name__ for c in _ours(run, matter)]
-    return [f"callbacks [{', '.join(then)}], here [{', '.join(now)}]"] if then != now else []
+    ours = _ours(run, matter)
+    found = names_differ("callbacks", (name for name, _ in matter), (type(c).__name__ for c in ours))
+    if not found:
+        for callback, (name, own) in zip(ours, matter, strict=True):
+            if own and _lives_here(run, callback):
+                found += form_differs(own, callback.state_dict(), f"the state of {name}: ")
+    return found
 
 
 def _that_matter(saved: Iterable[Any]) -> list[tuple[str, Any]]:
@@ -233,85 +448,31 @@ def _ours(run: Run, matter: list[tuple[str, Any]]) -> list[Callback]:
 def _differs(origin: str, what: list[str]) -> CheckpointError:
     return CheckpointError(
         explain(
-            f"{origin} is of another run",
+            f"{origin} is of another run, or damaged",
             got="; ".join(what[:5]) + ("; ..." if len(what) > 5 else ""),
-            wanted="the run that it was saved from: the same net, optimizer, data and callbacks",
-            fix="call fit with the arguments of then; for the weights alone, load_weights",
+            wanted="the run that it was saved from: the same net, loss, optimizer, data and callbacks",
+            fix="call fit with the same arguments as then; for the weights alone, load_weights",
             entry="another-run",
         )
     )
 
 
 def drawn_again(run: Run, batches: int) -> Iterator[Any]:
-    """The epoch's batches behind the first so many, in the order that the epoch had."""
-    now = random_state(run.data.trn_dl)
-    set_random_state(run.order, run.data.trn_dl)
-    rest: Any = iter(run.near(run.data.trn_dl))
+    """The epoch's batches after the first so many, in the order that the epoch had."""
+    loader = run.data.trn_dl
+    now = random_state(loader)
+    if not run.positioned:
+        start_alike(loader, run.order)
+    set_random_state(run.order, loader)
+    rest: Any = iter(run.near(loader))
     if run.team is not None:
-        batches = run.team.skipped(run.data.trn_dl, batches)
-    if hasattr(rest, "skip"):
+        batches = run.team.skipped(loader, batches)
+    if run.positioned:  # it continues by itself
+        run.positioned = False
+    elif hasattr(rest, "skip"):
         rest.skip(batches)
     else:
         for _ in islice(rest, batches):
             pass
-    set_random_state(now, run.data.trn_dl)
+    set_random_state(now, loader)
     return iter(rest)
-
-
-@contextmanager
-def left_as_it_was(net: nn.Module, opt: torch.optim.Optimizer, loader: Any) -> Iterator[None]:
-    """Puts weights, buffers, gradients, optimizer and random generators back at the end.
-
-    Examples:
-        >>> net = nn.Linear(2, 1)
-        >>> before = net.weight.clone()
-        >>> with left_as_it_was(net, torch.optim.SGD(net.parameters(), lr=0.1), None):
-        ...     _ = net.weight.data.zero_()
-        >>> torch.equal(net.weight, before)
-        True
-    """
-    weights, state = copy.deepcopy(net.state_dict()), copy.deepcopy(opt.state_dict())
-    grads = [(p, None if p.grad is None else p.grad.clone()) for p in net.parameters()]
-    generators = random_state(loader)
-    try:
-        yield
-    finally:
-        net.load_state_dict(weights)
-        opt.load_state_dict(state)
-        for p, grad in grads:
-            p.grad = grad
-        set_random_state(generators, loader)
-
-
-def random_state(loader: Any) -> dict[str, Any]:
-    """The random generators of torch, its GPUs, numpy, Python and the loader."""
-    generator = getattr(loader, "generator", None)
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
-        "numpy": np.random.get_state(legacy=False),
-        "python": random.getstate(),
-        "loader": None if generator is None else generator.get_state(),
-    }
-
-
-def set_random_state(state: dict[str, Any], loader: Any) -> None:
-    """Puts the generators where `random_state` found them, or where a file says."""
-    torch.set_rng_state(state["torch"])
-    here = torch.cuda.device_count() if state["cuda"] else 0
-    for i, each in enumerate(state["cuda"][:here]):  # it may come from a machine with more of them
-        torch.cuda.set_rng_state(each, i)
-    inner = state["numpy"]["state"]
-    keys = {"key": np.array(inner["key"], dtype=np.uint32), "pos": inner["pos"]}
-    np.random.set_state({**state["numpy"], "state": keys})
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    if state["loader"] is not None:
-        loader.generator.set_state(state["loader"])
-
-
-def _listed(value: Any) -> Any:
-    """Arrays as lists, so that a file may hold them as data."""
-    if isinstance(value, dict):
-        return {key: _listed(v) for key, v in value.items()}
-    return value.tolist() if isinstance(value, np.ndarray) else value

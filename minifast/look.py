@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from .callback import Events, Run
-from .checkpoint import random_state, set_random_state
 from .checks import no_batch
 from .core import device_of, explain
 from .dataloader import ArrayLoader
 from .metrics import is_meter, metric_names
 from .mistakes import NOT_YET, class_loss, explain_failure, label_problem, seen
+from .rng import random_state, set_random_state
 from .stepper import Stepper
+from .trained import Trained
 
 ENOUGH = 10**7  # labels that are looked through at once; more would be felt
 Step = Callable[[Run, Events], Tensor]
@@ -46,8 +47,9 @@ def first_step(run: Run, stepper: Stepper) -> Step:
         return stepper.step
 
     def step(run: Run, events: Events) -> Tensor:
-        buffers = [(b, b.clone()) for b in run.net.buffers()]
-        grads = [(p, p.grad) for p in run.net.parameters()]
+        trained = Trained(run.net, run.crit, run.opt)
+        buffers = [(b, b.clone()) for b in trained.buffers()]
+        grads = [(p, p.grad) for _, p in trained.parameters()]
         run.preds = run.loss = NOT_YET
         try:
             loss = stepper.step(run, _Watched(events))

@@ -20,15 +20,17 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .callback import Callback, Run
-from .checkpoint import random_state, set_random_state, size_of
+from .checkpoint import size_of
 from .core import explain
 from .dataloader import ArrayLoader
 from .metrics import RowMean
 from .parts import dealt, joined, share
 from .process_group import begin_group, is_helper, world_size
+from .rng import random_state, set_random_state
 from .sharded import is_sharded
 from .stepper import Stepper
-from .together import Agree, Averaging, Together, others
+from .together import Agree, Averaging, Together
+from .trained import Trained, others
 
 __all__ = ["Team", "join"]
 
@@ -218,12 +220,13 @@ class Team:
             stack.enter_context(self.failing_together())
             stack.enter_context(self.sharing(run.data.trn_dl, run.data.val_dl))
             self.same_net(run.net)
-            self.same(*others(run.net, run.opt))
+            trained = Trained(run.net, run.crit, run.opt)
+            self.same(*others(run.net, run.opt), *trained.buffers())
             averaging = None
             if not is_sharded(run.net):  # fully_shard has hooks of its own
                 averaging = stack.enter_context(Averaging().of(run.net))
             yield Together(self, stepper, averaging)
-            self.same(*run.net.buffers())
+            self.same(*trained.buffers())
             self.total(0.0)  # whoever ends otherwise has said so by now
 
     @contextmanager
@@ -282,6 +285,7 @@ def heard(run: Run, callbacks: Sequence[Callback]) -> list[Callback]:
 def together(run: Run, stepper: Stepper) -> Iterator[Stepper]:
     """The stepper to train with: the given one, or one of several processes."""
     with nullcontext(stepper) if run.team is None else run.team.training(run, stepper) as shared:
+        run.first_loader = run.data.trn_dl
         run.given = size_of(run)  # in batches of all processes
         yield shared
 

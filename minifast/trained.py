@@ -1,0 +1,232 @@
+"""What training changes: the one list that checkpoints, `lr_find`, `SaveBest` and teams use."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+
+from .reach import reachable
+from .rng import random_state, set_random_state, start_alike
+
+__all__: list[str] = []  # of use to the package alone
+
+
+class Trained:
+    """The tensors that training changes: of the net, of the loss, and whatever else is optimized.
+
+    Attributes:
+        modules: The net as `"net"`, and the loss's modules that training can change (it trains
+            parameters of theirs, or they are in train mode and have buffers): a loss that is a
+            module itself, or is made of one by `functools.partial`, a method or a closure.
+        strays: The optimizer's parameters that belong to none of them, by their place in it.
+
+    Examples:
+        >>> class Scaled(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.scale = nn.Parameter(torch.ones(1))
+        >>> net, crit = nn.Linear(2, 1), Scaled()
+        >>> opt = torch.optim.SGD([*net.parameters(), *crit.parameters()], lr=0.1)
+        >>> [name for name, _ in Trained(net, crit, opt).parameters()]
+        ['net.weight', 'net.bias', 'loss.scale']
+    """
+
+    def __init__(self, net: nn.Module, crit: Any, opt: Optimizer) -> None:
+        self.net, self.opt = net, opt
+        optimized = {id(p) for group in opt.param_groups for p in group["params"]}
+        own = {id(module) for module in net.modules()}
+        self.modules = {"net": net}
+        for path, module in reachable(crit, nn.Module).items():
+            trained = any(id(p) in optimized for p in module.parameters())
+            kept = any(m.training and any(m.buffers()) for m in module.modules())
+            if id(module) not in own and (trained or kept):
+                self.modules[f"loss{path}"] = module
+        known = {id(p) for module in self.modules.values() for p in module.parameters()}
+        self.strays: dict[str, Tensor] = {
+            f"opt.{i}.{j}": p
+            for i, group in enumerate(opt.param_groups)
+            for j, p in enumerate(group["params"])
+            if id(p) not in known
+        }
+
+    @property
+    def loss(self) -> dict[str, nn.Module]:
+        """The modules without the net."""
+        return {name: module for name, module in self.modules.items() if name != "net"}
+
+    def parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """All parameters by name, those that are not optimized included."""
+        for root, module in self.modules.items():
+            for name, p in module.named_parameters():
+                yield f"{root}.{name}", p
+        yield from self.strays.items()
+
+    def buffers(self) -> list[Tensor]:
+        """The buffers of all modules; those of a lazy module that has seen no batch are left out."""
+        found = (b for module in self.modules.values() for b in module.buffers())
+        return [b for b in found if not is_lazy(b)]
+
+    def unsaved_buffers(self) -> dict[str, Tensor]:
+        """Those that are in no `state_dict`: registered with `persistent=False`."""
+        found = {}
+        for root, module in self.modules.items():
+            saved = module.state_dict(keep_vars=True)
+            for name, b in module.named_buffers():
+                if name not in saved:
+                    found[f"{root}.{name}"] = b
+        return found
+
+    def put_buffer(self, path: str, value: Tensor) -> None:
+        """Sets a buffer that `unsaved_buffers` named. It may have grown, as caches do."""
+        root = next(r for r in sorted(self.modules, key=len)[::-1] if path.startswith(f"{r}."))
+        owner, _, name = path[len(root) + 1 :].rpartition(".")
+        module = self.modules[root].get_submodule(owner)
+        now = module._buffers[name]
+        if now is None or now.dtype != value.dtype or now.ndim != value.ndim:
+            raise ValueError(f"{path} is {tuple(value.shape)} of {value.dtype}")
+        if now.shape == value.shape:
+            now.copy_(value)
+        else:
+            module._buffers[name] = value.to(now.device)
+
+
+def others(net: nn.Module, opt: Optimizer) -> list[Tensor]:
+    """What the optimizer changes and is not the net's: a loss may have parameters."""
+    ours = {id(p) for p in net.parameters()}
+    return [p for group in opt.param_groups for p in group["params"] if id(p) not in ours]
+
+
+def copied(state: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a `state_dict`, which may hold more than tensors (`get_extra_state`)."""
+    return {
+        name: value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+        for name, value in state.items()
+    }
+
+
+def load_optimizer(opt: Optimizer, state: dict[str, Any]) -> None:
+    """Loads an optimizer's state as it was saved.
+
+    PyTorch gives the state the dtype of the parameters, which may be smaller, and replaces learning
+    rates that are tensors, which others may hold.
+    """
+    before = [dict(group) for group in opt.param_groups]
+    opt.load_state_dict(state)
+    for old, group in zip(before, opt.param_groups, strict=True):
+        for name, value in group.items():
+            held = old.get(name)
+            if isinstance(held, Tensor) and isinstance(value, Tensor):
+                held.copy_(value)
+                group[name] = held
+    parameters = [p for group in opt.param_groups for p in group["params"]]
+    for i, saved in state["state"].items():
+        now = opt.state[parameters[i]]
+        for name, value in saved.items():
+            if isinstance(value, Tensor) and value.dtype != now[name].dtype:
+                now[name] = value.to(now[name].device)
+
+
+class Aside:
+    """A copy of what training changes, to put it back: the same tensors get their values again.
+
+    What a lazy module made at its first batch cannot be taken back: it gets fresh weights.
+    """
+
+    def __init__(self, net: nn.Module, crit: Any, opt: Optimizer, loader: Any) -> None:
+        trained = Trained(net, crit, opt)
+        self.opt, self.loader = opt, loader
+        self.modules = [m for root in trained.modules.values() for m in root.modules()]
+        self.lazy = [m for m in self.modules if any(map(is_lazy, _own(m)))]
+        self.tensors = [
+            (t, t.detach().clone())
+            for t in {id(t): t for t in [*_tensors(trained)]}.values()
+            if not is_lazy(t)
+        ]
+        self.buffers = [(m, dict(m._buffers)) for m in self.modules if m not in self.lazy]
+        self.extra = [(m, copy.deepcopy(m.get_extra_state())) for m in self.modules if _extra(m)]
+        self.grads = [
+            (p, None if p.grad is None else p.grad.clone()) for _, p in trained.parameters()
+        ]
+        self.state = copy.deepcopy(opt.state_dict())
+        self.random = random_state(loader)
+
+    def put_back(self) -> None:
+        """Puts everything back; each part also if another one fails."""
+        with ExitStack() as parts:  # the last one is called first
+            parts.callback(set_random_state, self.random, self.loader)
+            parts.callback(start_alike, self.loader, self.random)
+            parts.callback(load_optimizer, self.opt, self.state)
+            parts.callback(self._put_back_grads)
+            for module in self.lazy:
+                parts.callback(_begin_again, module)
+            for module, state in self.extra:
+                parts.callback(module.set_extra_state, state)
+            parts.callback(self._put_back_tensors)
+
+    @torch.no_grad()
+    def _put_back_tensors(self) -> None:
+        for module, buffers in self.buffers:
+            module._buffers.update(buffers)
+        for t, value in self.tensors:
+            t.copy_(value)
+
+    def _put_back_grads(self) -> None:
+        for p, grad in self.grads:
+            p.grad = grad
+
+
+@contextmanager
+def preserve_state(
+    net: nn.Module, crit: Any, opt: Optimizer, loader: Any, stepper: Any = None
+) -> Iterator[None]:
+    """Puts back at the end what training changes, however it ends.
+
+    That is weights, buffers and gradients of net and loss, the optimizer, the stepper, and random
+    generators.
+
+    Examples:
+        >>> net = nn.Linear(2, 1)
+        >>> before = net.weight.clone()
+        >>> with preserve_state(net, None, torch.optim.SGD(net.parameters(), lr=0.1), None):
+        ...     _ = net.weight.data.zero_()
+        >>> torch.equal(net.weight, before)
+        True
+    """
+    aside = Aside(net, crit, opt, loader)
+    own = dict(vars(stepper)) if stepper is not None else {}
+    state = copy.deepcopy(stepper.state_dict()) if hasattr(stepper, "state_dict") else None
+    with ExitStack() as parts:
+        if stepper is not None:
+            parts.callback(vars(stepper).update, own)
+        if state:
+            parts.callback(stepper.load_state_dict, state)
+        parts.callback(aside.put_back)
+        yield
+
+
+def _own(module: nn.Module) -> list[Tensor]:
+    tensors = (*module._parameters.values(), *module._buffers.values())
+    return [t for t in tensors if t is not None]
+
+
+def _tensors(trained: Trained) -> Iterator[Tensor]:
+    for module in trained.modules.values():
+        yield from module.parameters()
+        yield from module.buffers()
+    yield from trained.strays.values()
+
+
+def _extra(module: nn.Module) -> bool:
+    return type(module).get_extra_state is not nn.Module.get_extra_state
+
+
+def _begin_again(module: Any) -> None:
+    if hasattr(module, "reset_parameters") and not any(map(is_lazy, _own(module))):
+        module.reset_parameters()
