@@ -149,7 +149,8 @@ def _loader_state(run: Run, ended: bool) -> dict[str, Any] | None:
     fresh = run.step == run.epoch_start and not ended
     if not _saves(run.data.trn_dl) or (fresh and not run.step):
         return None
-    return {"state": run.data.trn_dl.state_dict()}
+    cut = run.max_batches == run.step - run.epoch_start  # by `steps=`, before its own end
+    return {"state": run.data.trn_dl.state_dict(), "cut": cut}
 
 
 def _processes(run: Run) -> int:
@@ -340,8 +341,10 @@ def _put_generators(run: Run, state: dict[str, Any]) -> None:
     if position is not None:
         loader.load_state_dict(position["state"])
         run.positioned = bool(state["batch"])
-        if not state["batch"]:
+        if not state["batch"] and position["cut"]:
             iter(loader)  # the pass that is over; the next one begins from scratch
+        elif not state["batch"]:
+            loader.state_dict()  # torchdata's begins the pass that is over here, not in training
     elif not state["batch"]:
         start_alike(loader, state["random"])
     if run.order:

@@ -106,13 +106,13 @@ assert state() == before
 
 # core <- metrics, dataloader, dataset, callback, history, ... <- stepper, checks <- model
 LAYERS = [
-    ["core"],
-    ["summary"],
+    ["core", "reach"],
+    ["summary", "rng"],
     ["pickle_as_data", "files", "pictures", "process_group", "parts", "sharded"],
-    ["rows"],
+    ["rows", "trained"],
     ["chunks"],
     ["history", "metrics", "dataloader", "storage", "mistakes"],
-    ["dataset", "plots"],
+    ["dataset", "plots", "differences"],
     ["callback"],
     ["progress", "checkpoint", "interrupts", "devices"],
     ["stepper", "checks", "io"],
