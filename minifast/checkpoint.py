@@ -404,8 +404,9 @@ def _most_batches(run: Run, state: dict[str, Any]) -> int | None:
 
 
 def _epoch_differs(run: Run, state: dict[str, Any]) -> list[str]:
-    """What is different in the loaders that callbacks gave the run when its epoch began."""
-    return _sizes_differ(state["size"], size_of(run)) + _generators_differ(run, state)
+    """What is different after `on_epoch_begin`, in which callbacks may have assigned other loaders."""
+    found = _sizes_differ(state["size"], size_of(run)) + _generators_differ(run, state)
+    return found + _other_callbacks(run, state["callbacks"])
 
 
 def _sizes_differ(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -432,8 +433,8 @@ def _other_callbacks(run: Run, saved: Iterable[Any]) -> list[str]:
     found = names_differ("callbacks", (name for name, _ in matter), (type(c).__name__ for c in ours))
     if not found:
         for callback, (name, own) in zip(ours, matter, strict=True):
-            if own and _lives_here(run, callback):
-                found += form_differs(own, callback.state_dict(), f"the state of {name}: ")
+            if own:
+                found += form_differs(own, _fresh(run, callback), f"the state of {name}: ")
     return found
 
 
@@ -444,8 +445,18 @@ def _that_matter(saved: Iterable[Any]) -> list[tuple[str, Any]]:
 def _ours(run: Run, matter: list[tuple[str, Any]]) -> list[Callback]:
     known = {name for name, _ in matter}
     return [
-        c for c in run.callbacks if c.changes_training or type(c).__name__ in known or _own(run, c)
+        c
+        for c in run.callbacks
+        if c.changes_training or type(c).__name__ in known or _fresh(run, c) != {}
     ]
+
+
+def _fresh(run: Run, c: Callback) -> dict[str, Any] | None:
+    """A callback's state before its own is loaded; None if it has none before its epoch begins."""
+    try:
+        return _own(run, c)
+    except AttributeError:
+        return None
 
 
 def _differs(origin: str, what: list[str]) -> CheckpointError:

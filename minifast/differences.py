@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from .storage import weights_differ
+from .storage import has_nan, weights_differ
 from .trained import Trained
 
 __all__: list[str] = []  # of use to `checkpoint` alone
@@ -40,7 +41,8 @@ def tensors_differ(trained: Trained, state: Mapping[str, Any]) -> list[str]:
             found.append(f"{name} holds nan")
     for name, grad in state["grads"].items():
         p = parameters.get(name)
-        if p is None or not isinstance(grad, Tensor) or grad.shape != p.shape or has_nan(grad):
+        like = isinstance(grad, Tensor) and p is not None and grad.dtype == p.dtype
+        if not like or not (is_lazy(p) or grad.shape == p.shape):
             found.append(f"the gradient of {name} is {seen(grad)}")
     buffers = trained.unsaved_buffers()
     found += [f"{name} is too many" for name in state["buffers"] if name not in buffers]
@@ -127,7 +129,8 @@ def _after_a_step(opt: Optimizer, p: Tensor, group: Mapping[str, Any]) -> dict[s
 
     It is made by a step for a small one; None where that cannot be made.
     """
-    if not type(opt).__module__.startswith("torch.optim") or hasattr(p, "full_tensor"):
+    sharded = hasattr(p, "full_tensor")
+    if not type(opt).__module__.startswith("torch.optim") or sharded or is_lazy(p):
         return None
     small = torch.zeros([min(n, 2 + i % 2) for i, n in enumerate(p.shape)], dtype=p.dtype)
     known = inspect.signature(type(opt)).parameters
@@ -192,18 +195,10 @@ def _is_number(value: Any) -> bool:
 def _is_sane(saved: Any, fresh: Any) -> bool:
     if isinstance(saved, Tensor) and saved.is_complex():
         return False
+    if isinstance(saved, bool) and not isinstance(fresh, bool):
+        return False
     here, there = float(fresh), float(saved) if abs(saved) <= LARGEST else math.inf
     return not math.isfinite(here) or (math.isfinite(there) and (there >= 0 or here < 0))
-
-
-def has_nan(t: Tensor) -> bool:
-    """Whether a tensor of floats holds nan."""
-    if not (t.is_floating_point() or t.is_complex()) or t.is_meta or t.numel() == 0:
-        return False
-    try:
-        return bool(t.isnan().any())
-    except RuntimeError:  # a dtype or a lazy parameter that cannot be asked
-        return False
 
 
 def counts_differ(state: Mapping[str, Any], n_batches: int | None) -> Iterator[str]:

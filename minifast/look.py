@@ -19,7 +19,7 @@ from .metrics import is_meter, metric_names
 from .mistakes import NOT_YET, class_loss, explain_failure, label_problem, seen
 from .rng import random_state, set_random_state
 from .stepper import Stepper
-from .trained import Trained
+from .trained import Buffers, Trained
 
 ENOUGH = 10**7  # labels that are looked through at once; more would be felt
 Step = Callable[[Run, Events], Tensor]
@@ -48,15 +48,14 @@ def first_step(run: Run, stepper: Stepper) -> Step:
 
     def step(run: Run, events: Events) -> Tensor:
         trained = Trained(run.net, run.crit, run.opt)
-        buffers = [(b, b.clone()) for b in trained.buffers()]
+        buffers = [Buffers(module) for module in trained.modules.values()]
         grads = [(p, p.grad) for _, p in trained.parameters()]
         run.preds = run.loss = NOT_YET
         try:
             loss = stepper.step(run, _Watched(events))
         except Exception as error:
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
+            for each in buffers:
+                each.put_back()
             for p, grad in grads:
                 p.grad = grad
             set_random_state(run.order, run.data.trn_dl)  # as if the batch had not been drawn

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from .reach import reachable
 from .rng import random_state, set_random_state, start_alike
+from .storage import has_nan, weights_differ
 
 __all__: list[str] = []  # of use to the package alone
 
@@ -45,7 +46,7 @@ class Trained:
         self.modules = {"net": net}
         for path, module in reachable(crit, nn.Module).items():
             trained = any(id(p) in optimized for p in module.parameters())
-            kept = any(m.training and any(m.buffers()) for m in module.modules())
+            kept = any(m.training and [*m.buffers()] for m in module.modules())
             if id(module) not in own and (trained or kept):
                 self.modules[f"loss{path}"] = module
         known = {id(p) for module in self.modules.values() for p in module.parameters()}
@@ -111,6 +112,34 @@ def copied(state: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+class Form:
+    """The names, shapes and dtypes of a net's weights, to compare a saved copy of them with."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.like: dict[str, Any] = {
+            name: torch.empty(t.shape, dtype=t.dtype, device="meta")
+            if isinstance(t, Tensor) and not is_lazy(t)
+            else t
+            for name, t in net.state_dict().items()
+        }
+        self.sound = {name for name, p in net.named_parameters() if not has_nan(p)}
+
+    def check(self, weights: dict[str, Any]) -> None:
+        """Compares weights, if there are any.
+
+        Raises:
+            ValueError: if they are not such a net's; the message lists what differs.
+        """
+        if not isinstance(weights, dict):
+            raise ValueError(f"weights are a {type(weights).__name__}")
+        found = weights_differ(self.like, weights) if weights else []
+        for name, t in weights.items():
+            if name in self.sound and isinstance(t, Tensor) and has_nan(t):
+                found.append(f"{name} holds nan")
+        if found:
+            raise ValueError("; ".join(found[:3]))
+
+
 def load_optimizer(opt: Optimizer, state: dict[str, Any]) -> None:
     """Loads an optimizer's state as it was saved.
 
@@ -133,6 +162,28 @@ def load_optimizer(opt: Optimizer, state: dict[str, Any]) -> None:
                 now[name] = value.to(now[name].device)
 
 
+class Buffers:
+    """A copy of a net's buffers, to put it back, whether they were written to or replaced."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.kept = [
+            (module, {name: (b, b if b is None or is_lazy(b) else b.clone()) for name, b in own})
+            for module in net.modules()
+            if (own := [*module._buffers.items()])
+        ]
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Gives each its values again; a lazy one that was made meanwhile stays."""
+        for module, buffers in self.kept:
+            for name, (b, before) in buffers.items():
+                if b is None:
+                    module._buffers[name] = None
+                elif not is_lazy(before):
+                    module._buffers[name] = b
+                    b.copy_(before)
+
+
 class Aside:
     """A copy of what training changes, to put it back: the same tensors get their values again.
 
@@ -146,10 +197,10 @@ class Aside:
         self.lazy = [m for m in self.modules if any(map(is_lazy, _own(m)))]
         self.tensors = [
             (t, t.detach().clone())
-            for t in {id(t): t for t in [*_tensors(trained)]}.values()
+            for t in {id(t): t for _, t in trained.parameters()}.values()
             if not is_lazy(t)
         ]
-        self.buffers = [(m, dict(m._buffers)) for m in self.modules if m not in self.lazy]
+        self.buffers = [Buffers(root) for root in trained.modules.values()]
         self.extra = [(m, copy.deepcopy(m.get_extra_state())) for m in self.modules if _extra(m)]
         self.grads = [
             (p, None if p.grad is None else p.grad.clone()) for _, p in trained.parameters()
@@ -168,12 +219,12 @@ class Aside:
                 parts.callback(_begin_again, module)
             for module, state in self.extra:
                 parts.callback(module.set_extra_state, state)
+            for buffers in self.buffers:
+                parts.callback(buffers.put_back)
             parts.callback(self._put_back_tensors)
 
     @torch.no_grad()
     def _put_back_tensors(self) -> None:
-        for module, buffers in self.buffers:
-            module._buffers.update(buffers)
         for t, value in self.tensors:
             t.copy_(value)
 
@@ -214,13 +265,6 @@ def preserve_state(
 def _own(module: nn.Module) -> list[Tensor]:
     tensors = (*module._parameters.values(), *module._buffers.values())
     return [t for t in tensors if t is not None]
-
-
-def _tensors(trained: Trained) -> Iterator[Tensor]:
-    for module in trained.modules.values():
-        yield from module.parameters()
-        yield from module.buffers()
-    yield from trained.strays.values()
 
 
 def _extra(module: nn.Module) -> bool:

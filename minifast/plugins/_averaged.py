@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..callback import Callback, Run
-from ..trained import copied
+from ..trained import Form, copied
 
 
 class Averaged(Callback):
@@ -35,6 +35,7 @@ class Averaged(Callback):
     def on_train_begin(self, run: Run) -> None:
         """Forgets an earlier fit."""
         self.average, self.trained = {}, {}
+        self.form = Form(run.net)
 
     def on_epoch_begin(self, run: Run) -> None:
         """Goes on training with the weights themselves."""
@@ -84,5 +85,11 @@ class Averaged(Callback):
         return {"average": self.average, "trained": self.trained}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from them."""
+        """Continues from them.
+
+        Raises:
+            ValueError: if they are not weights of the net.
+        """
+        for weights in state["average"], state["trained"]:
+            self.form.check(weights)
         self.average, self.trained = dict(state["average"]), dict(state["trained"])

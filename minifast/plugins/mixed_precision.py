@@ -98,7 +98,7 @@ def _check_scale(state: dict[str, Any]) -> None:
     like = torch.amp.GradScaler("cpu").state_dict()
     for name, value in like.items():
         number = state[name]
-        if type(number) not in (int, type(value)) or not 0 <= number < float("inf"):
+        if type(number) not in (int, type(value)) or not 0 <= number <= 3e38:
             raise ValueError(f"{name} of the scaler is {number!r:.60}")
     if not (state["growth_factor"] > 1 > state["backoff_factor"] > 0 < state["scale"]):
         raise ValueError("the scaler's factors do not let it grow and shrink")

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from ..callback import Callback, Run
-from ..trained import Trained, copied
+from ..trained import Form, Trained, copied
 from ._best import Best
 
 
@@ -49,6 +49,8 @@ class SaveBest(Callback):
         """Forgets an earlier fit."""
         self.best = Best(self.monitor, self.mode)
         self.weights, self.loss = None, {}
+        self.forms = {name: Form(each) for name, each in _loss(run).items()}
+        self.form = Form(run.net)
 
     def on_epoch_end(self, run: Run) -> None:
         """Copies the weights, if the epoch was the best."""
@@ -69,7 +71,14 @@ class SaveBest(Callback):
         return {**state, "weights": self.weights or {}, "loss": self.loss}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from them."""
+        """Continues from them.
+
+        Raises:
+            ValueError: if they are not weights of the net and the loss.
+        """
+        self.form.check(state["weights"])
+        for name, form in self.forms.items() if state["weights"] else ():
+            form.check(state["loss"][name])
         self.best.value, self.best.epoch = state["value"], state["epoch"]
         self.weights, self.loss = state["weights"] or None, state["loss"]
 
