@@ -31,7 +31,9 @@ def tensors_differ(trained: Trained, state: Mapping[str, Any]) -> list[str]:
     found += [f"{name} is too many" for name in saved if name not in trained.modules]
     for name, module in trained.modules.items():
         prefix = "" if name == "net" else f"{name}."
-        found += [prefix + what for what in weights_differ(module.state_dict(), saved.get(name, {}))]
+        found += [
+            prefix + what for what in weights_differ(module.state_dict(), saved.get(name, {}))
+        ]
     found += weights_differ(trained.strays, state["strays"])
     parameters = dict(trained.parameters())
     for name, p in parameters.items():
@@ -40,13 +42,16 @@ def tensors_differ(trained: Trained, state: Mapping[str, Any]) -> list[str]:
         if isinstance(value, Tensor) and has_nan(value) and not has_nan(p):
             found.append(f"{name} holds nan")
     for name, grad in state["grads"].items():
-        p = parameters.get(name)
-        like = isinstance(grad, Tensor) and p is not None and grad.dtype == p.dtype
-        if not like or not (is_lazy(p) or grad.shape == p.shape):
+        if name not in parameters or not _fits(grad, parameters[name]):
             found.append(f"the gradient of {name} is {seen(grad)}")
     buffers = trained.unsaved_buffers()
     found += [f"{name} is too many" for name in state["buffers"] if name not in buffers]
     return found
+
+
+def _fits(grad: Any, p: Tensor) -> bool:
+    same = isinstance(grad, Tensor) and grad.dtype == p.dtype
+    return same and (is_lazy(p) or grad.shape == p.shape)
 
 
 def optimizer_differs(opt: Optimizer, name: str, state: Mapping[str, Any]) -> list[str]:
@@ -68,19 +73,18 @@ def optimizer_differs(opt: Optimizer, name: str, state: Mapping[str, Any]) -> li
 
 
 def _options_differ(opt: Optimizer, here: Any, there: Any) -> Iterator[str]:
-    for name, value in here.items():
-        if name == "params":
-            continue
-        if name not in there:
-            yield f"{name} is missing"
-        elif name in KERNELS:
-            if not isinstance(there[name], bool | None):
-                yield f"{name} is {seen(there[name])}"
-        elif isinstance(value, bool | str | None) or name == "param_names":
-            if type(there[name]) is not type(value) or there[name] != value:
-                yield f"{name} is {there[name]!r:.60}, here {value!r:.60}"
+    yield from (f"{name} is missing" for name in here if name not in there)
+    for name in here.keys() & there.keys() - {"params"}:
+        then, now = there[name], here[name]
+        if name in KERNELS:
+            same = isinstance(then, bool | None)
+        elif isinstance(now, bool | str | None) or name == "param_names":
+            same = type(then) is type(now) and then == now
         else:
-            yield from (f"{name}{what}" for what in form_differs(there[name], value, numbers=True))
+            yield from (f"{name}{what}" for what in form_differs(then, now, numbers=True))
+            continue
+        if not same:
+            yield f"{name} is {then!r:.60}, here {now!r:.60}"
     if type(opt).__module__.startswith("torch.optim"):
         yield from _refused(opt, there)
 
@@ -156,36 +160,39 @@ def _as_large(value: Any, small: Tensor, p: Tensor) -> Any:
 def form_differs(saved: Any, fresh: Any, where: str = "", numbers: bool = False) -> Iterator[str]:
     """Where a saved state has another form than a fresh one of the same object.
 
-    None and what is empty may have become anything; a number stays a number, a text a text, a dict
-    keeps its keys. `numbers` asks that finite numbers have stayed finite, and positive ones so.
+    None may have become anything; a number stays a number, a text a text, a dict keeps its keys.
+    `numbers` asks that finite numbers have stayed finite, and positive ones positive.
 
     Examples:
         >>> list(form_differs({"count": "3", "last": 1.5}, {"count": 0, "last": None}))
         ["['count'] is a str, here an int"]
     """
-    if fresh is None or (isinstance(fresh, dict | list | tuple | str) and not len(fresh)):
-        if isinstance(fresh, dict) and not isinstance(saved, dict):
-            yield f"{where} is {_article(saved)}, here {_article(fresh)}"
-        elif isinstance(fresh, list | tuple) and not isinstance(saved, list | tuple):
-            yield f"{where} is {_article(saved)}, here {_article(fresh)}"
+    if fresh is None:
         return
     if isinstance(fresh, dict) and isinstance(saved, dict):
-        for key, value in fresh.items():
-            if key not in saved:
-                yield f"{where}[{key!r}] is missing"
-            else:
-                yield from form_differs(saved[key], value, f"{where}[{key!r}]", numbers)
+        yield from (f"{where}[{key!r}] is missing" for key in fresh if key not in saved)
+        for key in fresh.keys() & saved.keys():
+            yield from form_differs(saved[key], fresh[key], f"{where}[{key!r}]", numbers)
     elif isinstance(fresh, list | tuple) and isinstance(saved, list | tuple):
         if numbers and len(fresh) != len(saved):
             yield f"{where} has {len(saved)} parts, here {len(fresh)}"
-            return
         for i, (a, b) in enumerate(zip(saved, fresh, strict=False)):
             yield from form_differs(a, b, f"{where}[{i}]", numbers)
-    elif _is_number(fresh) and (_is_number(saved) or (isinstance(saved, Tensor) and not numbers)):
-        if numbers and not _is_sane(saved, fresh):
+    else:
+        yield from _leaf_differs(saved, fresh, where, numbers)
+
+
+def _leaf_differs(saved: Any, fresh: Any, where: str, numbers: bool) -> Iterator[str]:
+    if numbers and _is_number(fresh) and _is_number(saved):
+        if not _is_sane(saved, fresh):
             yield f"{where} is {saved!r:.60}, here {fresh!r:.60}"
-    elif not isinstance(saved, type(fresh)):
+    elif not (isinstance(saved, type(fresh)) or _may_become(saved, fresh, numbers)):
         yield f"{where} is {_article(saved)}, here {_article(fresh)}"
+
+
+def _may_become(saved: Any, fresh: Any, numbers: bool) -> bool:
+    """Whether a number was replaced by a tensor, as in a sum of tensors that begins at 0."""
+    return not numbers and _is_number(fresh) and (_is_number(saved) or isinstance(saved, Tensor))
 
 
 def _is_number(value: Any) -> bool:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from . import look
 from .callback import Callback, Events, Run
-from .checkpoint import drawn_again, restore
 from .checks import check_list, check_loader, check_net, checked_run
 from .core import T, V, device_of, modes_kept, set_lrs, to_np
 from .dataset import ModelData
@@ -25,6 +24,7 @@ from .metrics import RowMean, meter, metric_names
 from .mistakes import NOT_YET, explain_failure
 from .prediction import forward, iter_predict, predict, predict_with_targs, rows_in_order
 from .progress import Progress
+from .resume import drawn_again, restore
 from .rng import random_state
 from .stepper import Stepper, split_batch
 from .team import failing_together, heard, join, same_net, together

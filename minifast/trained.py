@@ -70,7 +70,7 @@ class Trained:
         yield from self.strays.items()
 
     def buffers(self) -> list[Tensor]:
-        """The buffers of all modules; those of a lazy module that has seen no batch are left out."""
+        """The buffers of all modules, except those that a lazy one has not made yet."""
         found = (b for module in self.modules.values() for b in module.buffers())
         return [b for b in found if not is_lazy(b)]
 
@@ -90,7 +90,10 @@ class Trained:
         owner, _, name = path[len(root) + 1 :].rpartition(".")
         module = self.modules[root].get_submodule(owner)
         now = module._buffers[name]
-        if now is None or now.dtype != value.dtype or now.ndim != value.ndim:
+        shrunk = now is not None and any(
+            n < m for n, m in zip(value.shape, now.shape, strict=False)
+        )
+        if now is None or now.dtype != value.dtype or now.ndim != value.ndim or shrunk:
             raise ValueError(f"{path} is {tuple(value.shape)} of {value.dtype}")
         if now.shape == value.shape:
             now.copy_(value)
@@ -167,7 +170,7 @@ class Buffers:
 
     def __init__(self, net: nn.Module) -> None:
         self.kept = [
-            (module, {name: (b, b if b is None or is_lazy(b) else b.clone()) for name, b in own})
+            (module, {name: (b, None if b is None else _cloned(b)) for name, b in own})
             for module in net.modules()
             if (own := [*module._buffers.items()])
         ]
@@ -177,10 +180,10 @@ class Buffers:
         """Gives each its values again; a lazy one that was made meanwhile stays."""
         for module, buffers in self.kept:
             for name, (b, before) in buffers.items():
-                if b is None:
-                    module._buffers[name] = None
-                elif not is_lazy(before):
-                    module._buffers[name] = b
+                if b is not None and before is None:  # it was lazy
+                    continue
+                module._buffers[name] = b
+                if b is not None and before is not None:
                     b.copy_(before)
 
 
@@ -260,6 +263,15 @@ def preserve_state(
             parts.callback(stepper.load_state_dict, state)
         parts.callback(aside.put_back)
         yield
+
+
+def _grown(t: Tensor, before: Tensor) -> bool:
+    sizes = zip(t.shape, before.shape, strict=False)
+    return t.ndim == before.ndim and all(now >= then for now, then in sizes)
+
+
+def _cloned(t: Tensor) -> Tensor | None:
+    return None if is_lazy(t) else t.detach().clone()
 
 
 def _own(module: nn.Module) -> list[Tensor]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812
 from torch import nn, optim
 
 from minifast import ArrayLoader, Callback, ModelData, accuracy, fit

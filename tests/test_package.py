@@ -115,7 +115,7 @@ LAYERS = [
     ["dataset", "plots", "trained"],
     ["callback", "differences"],
     ["progress", "checkpoint", "interrupts", "devices"],
-    ["stepper", "checks", "io"],
+    ["stepper", "checks", "io", "resume"],
     ["look", "lone_row", "together"],
     ["team"],
     ["prediction"],

@@ -10,8 +10,8 @@ import numpy as np
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from ..trained import preserve_state
 from ..storage import load_weights, save_weights
+from ..trained import preserve_state
 from . import schedules, training
 from .core import BasicModel, SGD_Momentum, SingleModel, children, set_trainable, sum_geom
 from .layer_optimizer import LayerOptimizer
