@@ -74,7 +74,7 @@ def optimizer_differs(opt: Optimizer, name: str, state: Mapping[str, Any]) -> li
 
 def _options_differ(opt: Optimizer, here: Any, there: Any) -> Iterator[str]:
     yield from (f"{name} is missing" for name in here if name not in there)
-    for name in here.keys() & there.keys() - {"params"}:
+    for name in [n for n in here if n in there and n != "params"]:
         then, now = there[name], here[name]
         if name in KERNELS:
             same = isinstance(then, bool | None)
@@ -108,18 +108,25 @@ def _slots_differ(opt: Optimizer, state: Mapping[str, Any]) -> Iterator[str]:
             yield f"opt has a state for {i!r:.60}, of {len(parameters)} parameters"
             continue
         like = _after_a_step(opt, parameters[i], groups[i]) if slots else None
-        for name, value in slots.items():
-            what = f"opt's {name} of parameter {i} is {seen(value)}"
-            if isinstance(value, Tensor):
-                if has_nan(value) or (name in NOT_NEGATIVE and bool((value < 0).any())):
-                    yield f"{what}, with nan or negative numbers"
-                elif like is not None and name not in like and value.shape != parameters[i].shape:
-                    yield what
-        for name, value in (like or {}).items():
-            if name not in slots:
-                yield f"opt has no {name} for parameter {i}"
-            elif not _same_kind(slots[name], value):
-                yield f"opt's {name} of parameter {i} is {seen(slots[name])}, here {seen(value)}"
+        for what in _slot_differs(slots, like, parameters[i]):
+            yield f"opt's {what} for parameter {i}"
+
+
+def _slot_differs(
+    slots: Mapping[str, Any], like: Mapping[str, Any] | None, p: Tensor
+) -> Iterator[str]:
+    for name, value in slots.items():
+        if isinstance(value, Tensor):
+            negative = name in NOT_NEGATIVE and bool((value < 0).any())
+            if negative or has_nan(value):
+                yield f"{name} holds nan or negative numbers"
+            elif like is not None and name not in like and value.shape != p.shape:
+                yield f"{name} is {seen(value)}"
+    for name, value in (like or {}).items():
+        if name not in slots:
+            yield f"{name} is missing"
+        elif not _same_kind(slots[name], value):
+            yield f"{name} is {seen(slots[name])}, here {seen(value)}"
 
 
 def _same_kind(a: Any, b: Any) -> bool:
@@ -171,7 +178,7 @@ def form_differs(saved: Any, fresh: Any, where: str = "", numbers: bool = False)
         return
     if isinstance(fresh, dict) and isinstance(saved, dict):
         yield from (f"{where}[{key!r}] is missing" for key in fresh if key not in saved)
-        for key in fresh.keys() & saved.keys():
+        for key in [key for key in fresh if key in saved]:
             yield from form_differs(saved[key], fresh[key], f"{where}[{key!r}]", numbers)
     elif isinstance(fresh, list | tuple) and isinstance(saved, list | tuple):
         if numbers and len(fresh) != len(saved):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import types
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -43,22 +43,21 @@ def reachable(root: Any, kind: type | tuple[type, ...]) -> dict[str, Any]:
     return found
 
 
-def _parts(value: Any, kind: Any) -> Iterator[tuple[Any, Any]]:
+def _parts(value: Any, kind: Any) -> Iterable[tuple[Any, Any]]:
     # A loader's running iterator holds the processes and queues of its workers.
     if isinstance(value, (*LEAVES, nn.Module, _BaseDataLoaderIter)):
-        return
+        return ()
     if isinstance(value, functools.partial):
-        yield from (("func", value.func), ("args", value.args), ("keywords", value.keywords))
-    elif isinstance(value, types.MethodType):
-        yield from (("self", value.__self__), ("func", value.__func__))
-    elif isinstance(value, types.FunctionType):
-        yield from _closed_over(value, kind)
-    elif isinstance(value, dict):
-        yield from value.items() if len(value) <= MOST else ()
-    elif isinstance(value, list | tuple):
-        yield from enumerate(value) if len(value) <= MOST else ()
-    elif hasattr(value, "__dict__"):
-        yield from vars(value).items()
+        return ("func", value.func), ("args", value.args), ("keywords", value.keywords)
+    if isinstance(value, types.MethodType):
+        return ("self", value.__self__), ("func", value.__func__)
+    if isinstance(value, types.FunctionType):
+        return _closed_over(value, kind)
+    if isinstance(value, dict):
+        return value.items() if len(value) <= MOST else ()
+    if isinstance(value, list | tuple):
+        return enumerate(value) if len(value) <= MOST else ()
+    return vars(value).items() if hasattr(value, "__dict__") else ()
 
 
 def _closed_over(function: types.FunctionType, kind: Any) -> Iterator[tuple[str, Any]]:
