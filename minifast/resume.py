@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from .files import older
 from .rng import generators, random_state, set_random_state, start_alike
 from .sharded import is_sharded, part_like, put_whole_state, taken_apart
 from .storage import CheckpointError, put_weights, read_state
-from .trained import Aside, Trained, load_optimizer
+from .trained import Aside, Attributes, Trained, load_optimizer
 
 __all__: list[str] = []  # of use to `model` alone
 
@@ -95,8 +95,8 @@ def _read(run: Run, path: Path) -> dict[str, Any] | None:
 def _all_or_nothing(run: Run) -> Iterator[None]:
     """Leaves everything as it was if something fails, so that `on_train_end` changes nothing."""
     aside = Aside(run.net, run.crit, run.opt, run.data.trn_dl)
-    holders: list[Any] = [run.stepper, *run.callbacks, *(m for _, m in metrics_with_state(run))]
-    own = [(h, dict(vars(h)), _copied_state(h)) for h in holders if hasattr(h, "__dict__")]
+    metrics = [metric for _, metric in metrics_with_state(run)]
+    holders = [Attributes(holder) for holder in (run.stepper, *run.callbacks, *metrics)]
     fields = {name: getattr(run, name) for name in FIELDS}
     loss, data = run.running_loss.state_dict(), run.data
     try:
@@ -104,10 +104,8 @@ def _all_or_nothing(run: Run) -> Iterator[None]:
     except BaseException:
         with ExitStack() as parts:  # each part also if another one fails
             parts.callback(aside.put_back)
-            for holder, attributes, state in own:
-                parts.callback(vars(holder).update, attributes)
-                if state is not None:
-                    parts.callback(_quietly, holder.load_state_dict, state)
+            for holder in holders:
+                parts.callback(holder.put_back)
             parts.callback(run.running_loss.load_state_dict, loss)
             parts.callback(run.history._rows.clear)
             for name, value in fields.items():
@@ -117,18 +115,6 @@ def _all_or_nothing(run: Run) -> Iterator[None]:
 
 
 FIELDS = "epoch", "step", "epoch_start", "batch", "stopped", "began", "order", "positioned"
-
-
-def _copied_state(holder: Any) -> Any:
-    try:
-        return copy.deepcopy(holder.state_dict())
-    except Exception:  # it has none, or none yet
-        return None
-
-
-def _quietly(call: Callable[..., object], *arguments: Any) -> None:
-    with suppress(Exception):  # its attributes are put back besides
-        call(*arguments)
 
 
 def _load(run: Run, state: dict[str, Any], origin: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -183,7 +183,7 @@ class Buffers:
                 if b is not None and before is None:  # it was lazy
                     continue
                 module._buffers[name] = b
-                if b is not None and before is not None:
+                if b is not None and before is not None and _can_be_written(b):
                     b.copy_(before)
 
 
@@ -236,6 +236,33 @@ class Aside:
             p.grad = grad
 
 
+class Attributes:
+    """A copy of what a stepper, callback or metric holds, to put it back."""
+
+    def __init__(self, holder: Any) -> None:
+        self.holder = holder
+        self.own = dict(vars(holder)) if hasattr(holder, "__dict__") else {}
+        self.state: Any = None
+        with suppress(Exception):  # it has no state, or none yet
+            self.state = copy.deepcopy(holder.state_dict())
+
+    def put_back(self) -> None:
+        """Sets its attributes, and loads its state, which they may share with it."""
+        self._set()
+        if self.state:
+            try:
+                self.holder.load_state_dict(self.state)
+            except Exception:  # it takes no state, its own included
+                self._set()
+
+    def _set(self) -> None:
+        for name in [*vars(self.holder)] if self.own else ():
+            if name not in self.own:
+                del self.holder.__dict__[name]
+        if self.own:
+            vars(self.holder).update(self.own)
+
+
 @contextmanager
 def preserve_state(
     net: nn.Module, crit: Any, opt: Optimizer, loader: Any, stepper: Any = None
@@ -253,21 +280,21 @@ def preserve_state(
         >>> torch.equal(net.weight, before)
         True
     """
-    aside = Aside(net, crit, opt, loader)
-    own = dict(vars(stepper)) if stepper is not None else {}
-    state = copy.deepcopy(stepper.state_dict()) if hasattr(stepper, "state_dict") else None
     with ExitStack() as parts:
-        if stepper is not None:
-            parts.callback(vars(stepper).update, own)
-        if state:
-            parts.callback(stepper.load_state_dict, state)
-        parts.callback(aside.put_back)
+        parts.callback(Attributes(stepper).put_back)
+        parts.callback(Aside(net, crit, opt, loader).put_back)
         yield
 
 
 def _grown(t: Tensor, before: Tensor) -> bool:
     sizes = zip(t.shape, before.shape, strict=False)
     return t.ndim == before.ndim and all(now >= then for now, then in sizes)
+
+
+def _can_be_written(t: Tensor) -> bool:
+    """Whether no number of it stands for many, as after `expand`: training cannot write those."""
+    dense = t.layout == torch.strided
+    return not dense or all(n < 2 or step for n, step in zip(t.shape, t.stride(), strict=True))
 
 
 def _cloned(t: Tensor) -> Tensor | None:

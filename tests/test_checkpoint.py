@@ -183,6 +183,10 @@ def test_lr_find_leaves_the_loss_alone(kind, fails):
 
     stepper = MixedPrecision(torch.float16)
     scale = stepper.state_dict()
+    if fails:  # a stepper that was used before, and has a scale
+        fit(net, data, 1, nn.NLLLoss(), opt, stepper=stepper, progress=False)
+        scale, before = stepper.state_dict(), everything(net, crit, opt)
+        assert scale["scaler"]
     try:
         lr_find(net, data, LOSSES[kind](crit), opt, callbacks=[Fails()], stepper=stepper)
     except ZeroDivisionError:
@@ -403,6 +407,14 @@ def test_moments_of_a_larger_dtype_than_the_weights_stay_so():
     whole = trained([keep])
     for state in keep.states.values():
         assert trained([], state) == whole
+
+
+def test_a_buffer_whose_numbers_stand_for_many_is_left_alone():
+    net = nn.Sequential(nn.Linear(6, 3), nn.LogSoftmax(1))
+    net.register_buffer("places", torch.arange(3.0).expand(4, 3), persistent=False)
+    opt = optim.SGD(net.parameters(), lr=0.1)
+    lr_find(net, example_data(), nn.NLLLoss(), opt)
+    assert net.places.stride() == (0, 1)
 
 
 # ---- inside an epoch ---------------------------------------------------------------------

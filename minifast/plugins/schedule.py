@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ..callback import Callback, Run
 from ..core import explain
@@ -86,6 +86,8 @@ class Schedule(Callback):
 
 def _try_a_step(scheduler: Any) -> None:
     """Steps a copy of the scheduler, since torch takes any state and fails later."""
+    if not isinstance(scheduler, LRScheduler):
+        return
     if scheduler.last_epoch >= getattr(scheduler, "total_steps", math.inf) - 1:
         return  # a OneCycleLR that has come to its end does not step
     opt = copy.copy(scheduler.optimizer)
@@ -93,7 +95,7 @@ def _try_a_step(scheduler: Any) -> None:
         {name: v.clone() if isinstance(v, Tensor) else v for name, v in group.items()}
         for group in opt.param_groups
     ]
-    trial = copy.deepcopy(scheduler, {id(scheduler.optimizer): opt})
+    trial: Any = copy.deepcopy(scheduler, {id(scheduler.optimizer): opt})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the order of calls
         trial.step(*[0.0] if isinstance(trial, ReduceLROnPlateau) else [])
