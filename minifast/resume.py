@@ -68,13 +68,15 @@ def restore(run: Run, resume: dict[str, Any] | str | Path, events: Events) -> No
         state, origin = found, str(resume)
     _check(origin, lambda: _differences(run, state))
     inside = bool(state["batch"]) and state["stopped"] is None and state["epoch"] < run.epochs
-    with _all_or_nothing(run):
+    with _all_or_nothing(run) as holders:
         _load(run, copy.deepcopy(state) if inside else state, origin)
         if not inside:
             return
         start_alike(run.data.trn_dl, run.began)
         set_random_state(run.began, run.data.trn_dl)
         run.net.train()
+        for holder in holders:
+            holder.own = {}  # what handlers open now is theirs to close, in `on_train_end`
         events.on_epoch_begin(run)
         stopped = run.stopped
         _check(origin, lambda: _epoch_differs(run, state))
@@ -92,7 +94,7 @@ def _read(run: Run, path: Path) -> dict[str, Any] | None:
 
 
 @contextmanager
-def _all_or_nothing(run: Run) -> Iterator[None]:
+def _all_or_nothing(run: Run) -> Iterator[list[Attributes]]:
     """Leaves everything as it was if something fails, so that `on_train_end` changes nothing."""
     aside = Aside(run.net, run.crit, run.opt, run.data.trn_dl)
     metrics = [metric for _, metric in metrics_with_state(run)]
@@ -100,7 +102,7 @@ def _all_or_nothing(run: Run) -> Iterator[None]:
     fields = {name: getattr(run, name) for name in FIELDS}
     loss, data = run.running_loss.state_dict(), run.data
     try:
-        yield
+        yield holders
     except BaseException:
         with ExitStack() as parts:  # each part also if another one fails
             parts.callback(aside.put_back)

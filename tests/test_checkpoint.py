@@ -528,6 +528,28 @@ def test_other_rows_of_the_epoch_are_refused():
         example_fit([Other()], resume=keep.states[2])
 
 
+def test_what_was_opened_before_a_state_is_refused_is_closed():
+    class Hooks(Growing):
+        def on_epoch_begin(self, run):
+            super().on_epoch_begin(run)
+            self.hook = run.net.register_forward_hook(lambda *args: None)
+            self.net = run.net
+
+        def on_epoch_end(self, run):
+            self.hook.remove()
+
+        def on_train_end(self, run):
+            self.hook.remove()
+
+    keep = Keep(2)
+    example_fit([Hooks(), keep])
+    keep.states[2]["size"]["rows to train on"] = 7
+    hooks = Hooks()
+    with pytest.raises(CheckpointError, match="rows to train on: 7, here 24") as refused:
+        example_fit([hooks], resume=keep.states[2])
+    assert not hooks.net._forward_hooks and not hasattr(refused.value, "__notes__")
+
+
 def test_a_stop_when_a_resumed_epoch_begins_is_kept():
     class Stops(Callback):
         def on_epoch_begin(self, run):
