@@ -136,7 +136,7 @@ def _same_kind(a: Any, b: Any) -> bool:
 
 
 def _after_a_step(opt: Optimizer, p: Tensor, group: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What an optimizer of torch's keeps for a parameter like `p` after a step, without values.
+    """What a PyTorch optimizer keeps for a parameter like `p` after a step, without values.
 
     It is made by a step for a small one; None where that cannot be made.
     """

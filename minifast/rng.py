@@ -25,7 +25,7 @@ POSITIONS = {"pos": 624, "buffer_pos": 4}  # of MT19937 and Philox in their numb
 def generators(loader: Any) -> dict[str, Any]:
     """Every generator that draws for a loader, by the path that leads to it.
 
-    Those of torch, NumPy and Python that are attributes of the loader, its samplers, its dataset,
+    Those of PyTorch, NumPy and Python that are attributes of the loader, its samplers, its dataset,
     what these wrap, and the functions that they call.
 
     Examples:
@@ -104,7 +104,7 @@ def _set(generator: Any, state: Any) -> None:
 
 
 def _tuples(state: Any) -> Any:
-    """The state of one of Python's generators, which wants tuples, from a file that has lists."""
+    """The state of one of Python's generators, which takes tuples, from a file that has lists."""
     version, internal, gauss = state
     return version, tuple(internal), gauss
 
@@ -122,7 +122,7 @@ def _arrays(value: Any) -> Any:
     """What `_plain` was given.
 
     Raises:
-        ValueError: for a position behind the numbers there are, which NumPy would read unasked.
+        ValueError: for a position outside of the numbers there are, where NumPy itself would read.
     """
     if not isinstance(value, dict):
         return value
