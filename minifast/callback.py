@@ -122,6 +122,8 @@ class Run:
     """What `fit(..., checks=...)` was: `"on"`, `"warn"` or `"off"`."""
     given: dict[str, int | None] = field(default_factory=dict)
     """The size of the training data that `fit` was given; `data` itself may be changed."""
+    first_loader: Any = field(default=None, repr=False)
+    """The `trn_dl` that `fit` was given."""
     looked: bool = False
     """Whether the first batch was looked at."""
     epoch_start: int = 0
@@ -130,6 +132,10 @@ class Run:
     """The random generators from which the epoch's order was drawn."""
     batches: Any = field(default=None, repr=False)
     """The iterator over the epoch's batches, a `minifast.batches.Lookahead`."""
+    began: dict[str, Any] = field(default_factory=dict, repr=False)
+    """The random generators before the epoch's `on_epoch_begin`."""
+    positioned: bool = False
+    """Whether the loader continues inside the epoch by itself (it has loaded its `state_dict`)."""
     awaiting: list[Callable[[Run], object]] = field(default_factory=list)
     """What `after` was given and was not called yet."""
     at_end: list[Callable[[Run], object]] = field(default_factory=list)
@@ -255,13 +261,19 @@ class Callback:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what `state_dict` gave; called after `on_train_begin`."""
+        """Takes back what `state_dict` gave; called after `on_train_begin`.
+
+        When a fit resumes inside an epoch it is called twice, before and after `on_epoch_begin`.
+        """
 
     def on_train_begin(self, run: Run) -> None:
         """Before anything else; the place to open what `on_train_end` closes."""
 
     def on_epoch_begin(self, run: Run) -> None:
-        """The net is in train mode; no batch of the epoch was drawn yet."""
+        """The net is in train mode; no batch of the epoch was drawn yet.
+
+        Fired as well when a fit resumes inside an epoch, before the last `load_state_dict`.
+        """
 
     def on_batch_begin(self, run: Run) -> None:
         """The batch is there: assign `run.x` or `run.y` to learn from something else."""

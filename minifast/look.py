@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from .batches import seen
 from .callback import Events, Run
-from .checkpoint import random_state, set_random_state
 from .checks import no_batch
 from .core import device_of, explain
 from .dataloader import ArrayLoader
 from .losses import class_loss, label_problem, original
 from .mistakes import NOT_YET, explain_failure
+from .rng import random_state, set_random_state
 from .stepper import Stepper
+from .trained import Buffers, Trained
 from .try_metrics import try_metrics
 
 ENOUGH = 10**7  # labels that are looked through at once; more would be felt
@@ -47,15 +48,15 @@ def first_step(run: Run, stepper: Stepper) -> Step:
         return stepper.step
 
     def step(run: Run, events: Events) -> Tensor:
-        buffers = [(b, b.clone()) for b in run.net.buffers()]
-        grads = [(p, p.grad) for p in run.net.parameters()]
+        trained = Trained(run.net, run.crit, run.opt)
+        buffers = [Buffers(module) for module in trained.modules.values()]
+        grads = [(p, p.grad) for _, p in trained.parameters()]
         run.preds = run.loss = NOT_YET
         try:
             loss = stepper.step(run, _Watched(events))
         except Exception as error:
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
+            for each in buffers:
+                each.put_back()
             for p, grad in grads:
                 p.grad = grad
             set_random_state(run.order, run.data.trn_dl)  # as if the batch had not been drawn

@@ -37,6 +37,8 @@ __all__ = ["CHECKS", "check", "example_data", "example_fit", "example_net"]
 
 Make = Callable[[], Callback]
 
+INTERRUPTED = 1, 6, 11, 15  # of two epochs of 8 batches; not all even, or multiples of three
+
 
 def _same(a: Result, b: Result) -> bool:
     return all(torch.equal(t, b.weights[name]) for name, t in a.weights.items())
@@ -291,22 +293,35 @@ def check_keeps_no_graph(make: Make) -> None:
 
 
 def check_resumes_exactly(make: Make) -> None:
-    """Broken off between two epochs and resumed with fresh objects, a fit ends the same."""
-    states: list[dict[str, Any]] = []
+    """Interrupted between and inside epochs and resumed with fresh objects, a fit ends the same."""
+    states: dict[str, dict[str, Any]] = {}
 
     class Keep(Callback):
         def on_epoch_begin(self, run: Run) -> None:
             if run.epoch == 1:
                 _assert_plain(callback)
-                states.append(snapshot(run))
+                states["between two epochs"] = snapshot(run)
+
+        def on_batch_end(self, run: Run) -> None:
+            if run.step in INTERRUPTED:
+                run.after(self.keep)
+
+        def keep(self, run: Run) -> None:
+            _assert_plain(callback)
+            states[f"after batch {run.batch} of epoch {run.epoch}"] = snapshot(run)
 
     callback = make()
-    whole = _fit([Keep(), callback], epochs=3)
-    resumed = _fit([Callback(), make()], epochs=3, resume=states[0])
-    hint = "give what it needs to go on from state_dict, and take it in load_state_dict"
-    assert _same(whole, resumed), f"{callback!r} resumed gives other weights: {hint}"
-    same = repr(list(whole.history)) == repr(list(resumed.history))
-    assert same, f"{callback!r} resumed gives another history: {hint}"
+    whole = _fit([Keep(), callback])
+    hint = (
+        "return what it needs to continue from state_dict, and take it in load_state_dict; "
+        "set up in on_epoch_begin what is not in there (modes, hooks, run.data)"
+    )
+    for where, state in states.items():
+        resumed = _fit([Callback(), make()], resume=state)
+        what = f"{callback!r}, resumed {where},"
+        assert _same(whole, resumed), f"{what} gives other weights: {hint}"
+        same = repr(list(whole.history)) == repr(list(resumed.history))
+        assert same, f"{what} gives another history: {hint}"
 
 
 def _assert_plain(callback: Callback) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from minifast import Callback
-from minifast.testing import CHECKS, check, example_fit
+from minifast.testing import CHECKS, check, check_resumes_exactly, example_fit
 
 
 class Good(Callback):
@@ -116,6 +116,19 @@ class Forgets(Good):
 
     def load_state_dict(self, state):
         """Nothing to take."""
+
+
+class ForgetsTheHalf(Callback):
+    """Adds up an epoch's losses, and does not say so in its state: right between two epochs."""
+
+    def on_epoch_begin(self, run):
+        self.sum = 0.0
+
+    def on_batch_end(self, run):
+        self.sum += run.loss.item()
+
+    def on_epoch_end(self, run):
+        run.values["sum"] = self.sum
 
 
 class CannotBeSaved(Good):
@@ -269,6 +282,7 @@ BAD = {
     FailsOnTop: "check_survives_an_error",
     KeepsGraphs: "check_keeps_no_graph",
     Forgets: "check_resumes_exactly",
+    ForgetsTheHalf: "check_resumes_exactly",
     CannotBeSaved: "check_resumes_exactly",
     DrawsWhenStopped: "check_only_watches",
     LeavesTheRate: "check_only_watches",
@@ -311,6 +325,37 @@ def test_every_check_has_a_bad_callback():
 
 def test_a_good_callback_passes():
     check(Good)
+
+
+class Sums(ForgetsTheHalf):
+    """Adds up an epoch's losses, and saves the sum: `on_epoch_begin` does not undo that."""
+
+    def state_dict(self):
+        return {"sum": self.sum}
+
+    def load_state_dict(self, state):
+        self.sum = state["sum"]
+
+
+class SetsUpEachEpoch(Callback):
+    """Holds a part in eval mode and hooks the net in `on_epoch_begin`, without any state."""
+
+    changes_training = True
+
+    def on_epoch_begin(self, run):
+        run.net[1].eval()
+        self.hook = run.net[0].register_forward_hook(lambda module, x, out: out * (1 + run.epoch))
+
+    def on_epoch_end(self, run):
+        self.hook.remove()
+
+    def on_train_end(self, run):
+        self.hook.remove()
+
+
+@pytest.mark.parametrize("good", [Sums, SetsUpEachEpoch])
+def test_what_is_set_up_in_on_epoch_begin_is_right_after_a_resume(good):
+    check_resumes_exactly(good)
 
 
 def test_the_kit_leaves_the_worlds_generators_alone():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ..callback import Callback, Run
 from ..core import explain
@@ -111,13 +114,38 @@ class Schedule(Callback):
         return {"scheduler": own, "due": self.due}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Gives it to the scheduler, and steps if the state was taken before the batch's step."""
+        """Gives it to the scheduler, and steps if the state was taken before the batch's step.
+
+        Raises:
+            ValueError: if it cannot step with it; other errors are its own.
+        """
         self.scheduler.load_state_dict(state["scheduler"])
+        _try_a_step(self.scheduler)
         if state["due"]:
             with warnings.catch_warnings():
                 # The optimizer has stepped, in the run that the state is of.
                 warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
                 self.scheduler.step()
+
+
+def _try_a_step(scheduler: Any) -> None:
+    """Steps a copy of the scheduler, since torch takes any state and fails later."""
+    if not isinstance(scheduler, LRScheduler):
+        return
+    if scheduler.last_epoch >= getattr(scheduler, "total_steps", math.inf) - 1:
+        return  # a OneCycleLR that has come to its end does not step
+    opt = copy.copy(scheduler.optimizer)
+    opt.param_groups = [
+        {name: v.clone() if isinstance(v, Tensor) else v for name, v in group.items()}
+        for group in opt.param_groups
+    ]
+    trial: Any = copy.deepcopy(scheduler, {id(scheduler.optimizer): opt})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the order of calls
+        trial.step(*[0.0] if isinstance(trial, ReduceLROnPlateau) else [])
+    rates = [float(group["lr"]) for group in opt.param_groups]
+    if not all(map(math.isfinite, rates)):
+        raise ValueError(f"the scheduler's next learning rates are {rates}")
 
 
 def _name(value: Any) -> str:
