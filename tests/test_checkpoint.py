@@ -101,7 +101,7 @@ def everything(net, crit, opt, holders=(), loader=None):
 
 def learned(callbacks=(), kind="module", epochs=2, resume=None, seed=0, stray=False, **options):
     torch.manual_seed(seed)
-    net, crit, data = example_net(), Weighted(), example_data()
+    net, crit, data = example_net().eval(), Weighted(), example_data()  # fit itself trains it
     bias = torch.zeros((), requires_grad=True)
     parameters = [*net.parameters(), *crit.parameters(), *([bias] if stray else [])]
     opt = optim.Adam(parameters, lr=0.02)
