@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ..callback import Callback, Run
@@ -47,6 +48,10 @@ class GradAccumulation(Callback):
         """Begins a window."""
         self.count, self.weight = 0, 0.0
 
+    def transform_loss(self, run: Run, preds: Any, loss: Any) -> Any:
+        """The loss times what it divides by: a sum, to be divided by that of the window."""
+        return loss * run.loss_weight
+
     def on_backward_begin(self, run: Run) -> None:
         """Weights the batch's loss, and keeps the gradients of the batches before it."""
         run.keep_grads = self.count > 0
@@ -55,7 +60,7 @@ class GradAccumulation(Callback):
         if self.count and known != self.known and run.team is None:
             raise ValueError(_mixed())
         self.known = known
-        run.loss = run.loss * weight
+        run.loss = self.transform_loss(run, run.preds, run.loss)
         self.count += 1
         self.weight = self.weight + weight
 
@@ -76,8 +81,15 @@ class GradAccumulation(Callback):
         return {"count": self.count, "weight": float(self.weight), "known": self.known}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues within the window."""
-        self.count, self.weight, self.known = state["count"], state["weight"], state["known"]
+        """Continues within the window.
+
+        Raises:
+            ValueError: if it cannot be the state of a window.
+        """
+        count, weight = state["count"], float(state["weight"])
+        if not (0 <= count <= self.batches and 0 <= weight < math.inf):
+            raise ValueError(f"a window of {self.batches} batches with {count} of weight {weight}")
+        self.count, self.weight, self.known = count, weight, bool(state["known"])
 
 
 def _mixed() -> str:
