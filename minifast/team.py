@@ -127,6 +127,7 @@ class Team(Group):
         if done:  # resumed
             self._set_key(run.order, run.order)
             run.order["draws"] = self.draws.key
+        self.draws.loader_draws = not isinstance(loader, ArrayLoader)
         if not isinstance(loader, ArrayLoader):
             return self._drawn(self.parts(loader, batches))
         parts = self.parts(loader, batches, loader.batch_rows(done))
@@ -186,8 +187,13 @@ class Team(Group):
         """Adds a batch to a metric: this process's part to a mean, all rows to any other."""
         if not isinstance(meter, WeightedMean):
             meter.update(self.whole(preds), self.whole(y))
-        elif self.looked_at[0]:
-            meter.update(preds, y, self.looked_at[0])
+            return
+        mine = self.looked_at[0]
+        value = meter.function(preds, y)
+        if meter.function.sums:  # the value of the batch is the sum over its parts
+            value = self.total(float(value) if mine else 0.0)[0]
+        if mine:
+            meter.add(value, mine, meter.function.divisor)
 
     def computed(self, meter: Any) -> Any:
         """A metric's value over the rows of all processes."""

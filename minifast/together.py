@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .batches import leaves
 from .callback import Callback, Events, Run
 from .core import device_of, explain
-from .losses import original, weighted
+from .losses import weighted
 from .stepper import Stepper
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Together(Stepper):
         calls = self.averaging.calls if self.averaging else -1
         shared = Weighting(events, self.team, self._average_others)
         run.crit = crit = weighted(run.crit)  # a callback may have assigned another
-        crit.divisor = None  # and a stepper may compute its loss without it
+        crit.divisor, crit.sums = None, False  # and a stepper may compute its loss without it
         loss = self.inner.step(run, shared)
         self.team.draws.end()  # a stepper may have told nothing of its gradients
         if self.averaging and self.averaging.calls == calls:
@@ -82,8 +82,7 @@ class Weighting(Events):
         """
         crit: Any = run.crit
         loss, (mine, rows) = run.loss.detach(), self.team.rows
-        sums = getattr(original(crit), "reduction", "mean") == "sum"
-        divisor = 1.0 if sums else crit.divisor
+        divisor = 1.0 if crit.sums else crit.divisor
         weight = torch.zeros((), dtype=torch.float64, device=loss.device)
         if mine and divisor is not None:
             weight += divisor
@@ -95,12 +94,11 @@ class Weighting(Events):
         by_divisor, divisors, by_rows, unknowns = parts.unbind()
         known = unknowns == 0
         total = torch.where(known, by_divisor, by_rows)
-        crit.total = torch.where(
-            known, torch.ones_like(divisors) if sums else divisors, float(rows)
-        )
-        self.loss = (total / crit.total).to(loss.dtype)
+        count = torch.where(known, torch.ones_like(divisors) if crit.sums else divisors, rows)
+        self.loss = (total / count).to(loss.dtype)
+        crit.total = float(rows) if crit.sums else count  # among batches a sum counts by its rows
         own = torch.where(known, weight, float(mine))
-        share: Tensor = own * self.team.size / crit.total.clamp(min=1e-300)
+        share: Tensor = own * self.team.size / count.clamp(min=1e-300)
         return share.to(loss.dtype)
 
     def on_backward_end(self, run: Run) -> None:
