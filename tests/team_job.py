@@ -285,6 +285,18 @@ class GrowingLoader(minifast.Callback):
         assert run.n_batches == -(-len(rows) // 16)
 
 
+class Nested(minifast.Callback):
+    """Trains another net within a step, on batches of another size."""
+
+    def on_batch_begin(self, run: Run) -> None:
+        if run.batch in (3, 12):  # the last one is short
+            x, y, *_ = arrays()
+            net = nn.Linear(6, 3)
+            md = ModelData(".", minifast.ArrayLoader(x[:8], y[:8], bs=8 // SIZE, shuffle=True))
+            opt = optim.SGD(net.parameters(), 0.1)
+            fit(net, md, 1, nn.CrossEntropyLoss(), opt, progress=False)
+
+
 class Noise(minifast.Callback):
     """Draws what changes gradients and weights: it must be the same in all processes."""
 
@@ -593,6 +605,7 @@ def several(folder: Path, bs: int) -> dict[str, Any]:
     found["summed"] = job(folder, bs, "summed", checks="off")  # which would warn
     found["partial"] = job(folder, bs, "partial", [GradAccumulation(3)], checks="off")
     found["growing loader"] = job(folder, bs, callbacks=[GrowingLoader()])
+    found["nested"] = job(folder, bs, "unlike", callbacks=[Nested()])
     found["noise"] = job(folder, bs, "augmented", callbacks=[Noise()])
     found["accumulated both"] = job(folder, bs, "both", callbacks=[GradAccumulation(3)])
     found["evals"] = job(folder, bs, callbacks=[Evals()])

@@ -1,6 +1,7 @@
 """Several processes that train one net: as one process would."""
 
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from minifast.batches import rows_of, scatter
+from minifast.draws import Draws
 from minifast.team import join
 from tests import team_job
 
@@ -125,6 +127,8 @@ def test_a_batch_of_anything_is_dealt_out_whole() -> None:
         [{"x": torch.arange(4), "y": np.arange(4)}, {"x": torch.arange(3), "y": np.arange(3)}],
         [torch.zeros(3, 2), torch.zeros(3, 5), torch.zeros(2, 4)],
         [torch.arange(2)],
+        [({"x": torch.zeros(3, 2)}, {"y": torch.arange(3)})] * 2,
+        [(torch.zeros(2, 3), ["a", "b"])],
     ]
     for group in groups:
         dealt_out = [scatter(group, rank, 3) for rank in range(3)]
@@ -137,6 +141,40 @@ def test_a_batch_of_anything_is_dealt_out_whole() -> None:
     both = [scatter(groups[1], rank, 2)[2] for rank in (0, 1)]
     assert [len(part["x"]) for part in both] == [4, 3]
     assert torch.cat([part["x"] for part in both]).tolist() == [0, 1, 2, 3, 0, 1, 2]
+
+
+def test_a_stream_of_its_own_leaves_the_common_one_where_it_was() -> None:
+    def drawn() -> tuple[float, ...]:
+        return float(torch.rand(())), np.random.rand(), random.random()
+
+    def seeded(rank: int = 0) -> Draws:
+        torch.manual_seed(1), np.random.seed(1), random.seed(1)
+        return Draws(rank)
+
+    seeded()
+    common = [drawn() for _ in range(3)]
+    draws = seeded()
+    first = drawn()
+    draws.begin(7)
+    own = [drawn()]
+    with draws.common():
+        second = drawn()
+    with draws.of_batch(3):
+        of_batch = drawn()
+    own.append(drawn())
+    draws.end()
+    assert [first, second, drawn()] == common
+    other = seeded(1)
+    other.begin(7)
+    its = [drawn(), drawn()]
+    other.end()
+    draws = seeded()
+    draws.begin(7)
+    assert [drawn(), drawn()] == own
+    draws.begin(8)
+    streams = [*common, *own, of_batch, *its, drawn()]
+    assert all(len(set(numbers)) == len(streams) for numbers in zip(*streams, strict=True))
+    draws.end()
 
 
 def test_processes_draw_apart_what_is_theirs_and_together_what_is_all_of_them(
