@@ -291,7 +291,8 @@ class Nested(minifast.Callback):
     def on_batch_begin(self, run: Run) -> None:
         if run.batch in (3, 12):  # the last one is short
             x, y, *_ = arrays()
-            net = nn.Linear(6, 3)
+            with torch.random.fork_rng():  # each process draws in on_batch_begin for itself
+                net = nn.Linear(6, 3)
             md = ModelData(".", minifast.ArrayLoader(x[:8], y[:8], bs=8 // SIZE, shuffle=True))
             opt = optim.SGD(net.parameters(), 0.1)
             fit(net, md, 1, nn.CrossEntropyLoss(), opt, progress=False)
