@@ -299,7 +299,14 @@ def rows_of(batch: Any) -> int:
 class Lookahead:
     """An iterator that can tell whether the item it yielded was the last one.
 
-    It asks its source for the next item only if it is asked.
+    It asks its source for the next item only if it is asked, and if the length is not known for
+    sure. What `note` returns just before that is kept while the item waits: drawing it may have
+    moved random generators.
+
+    Args:
+        source: The items.
+        length: How many there are, where that is sure.
+        note: Called before an item is drawn ahead.
 
     Examples:
         >>> items = Lookahead("ab")
@@ -307,20 +314,35 @@ class Lookahead:
         ('a', False, 'b', True)
     """
 
-    __slots__ = ("_ahead", "_source")
+    __slots__ = ("_ahead", "_left", "_note", "_source", "noted")
 
-    def __init__(self, source: Iterable[Any]) -> None:
-        self._source = iter(source)
+    def __init__(
+        self,
+        source: Iterable[Any],
+        length: int | None = None,
+        note: Callable[[], Any] = lambda: None,
+    ) -> None:
+        self._source, self._left, self._note = iter(source), length, note
         self._ahead: list[Any] = []
+        self.noted: Any = None
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> Any:
-        return self._ahead.pop() if self._ahead else next(self._source)
+        if self._left is not None:
+            self._left -= 1
+        if self._ahead:
+            self.noted = None
+            return self._ahead.pop()
+        return next(self._source)
 
     def is_last(self) -> bool:
         """Whether no further item comes."""
+        if self._left is not None:
+            return self._left <= 0
         if not self._ahead:
+            noted = self._note()
             self._ahead.extend(islice(self._source, 1))
+            self.noted = noted if self._ahead else None
         return not self._ahead

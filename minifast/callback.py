@@ -134,6 +134,8 @@ class Run:
     """The iterator over the epoch's batches, a `minifast.batches.Lookahead`."""
     began: dict[str, Any] = field(default_factory=dict, repr=False)
     """The random generators before the epoch's `on_epoch_begin`."""
+    ahead: Any = field(default=None, repr=False)
+    """Resumed: the generators before the batch that was drawn ahead when the state was taken."""
     positioned: bool = False
     """Whether the loader continues inside the epoch by itself (it has loaded its `state_dict`)."""
     awaiting: list[Callable[[Run], object]] = field(default_factory=list)

@@ -22,7 +22,7 @@ FORMAT = 2
 KEYS = {
     *("processes", "epoch", "batch", "step", "net", "loss", "strays", "buffers", "opt_class"),
     *("opt", "grads", "stepper", "callbacks", "metrics", "running_loss", "history", "stopped"),
-    *("given", "size", "assigned", "loader", "began", "order", "random"),
+    *("given", "size", "assigned", "loader", "ahead", "began", "order", "random"),
 }
 
 
@@ -93,6 +93,7 @@ def state_of(run: Run) -> dict[str, Any]:
         "size": size_of(run),
         "assigned": run.data.trn_dl is not run.first_loader,
         "loader": _loader_state(run, ended),
+        "ahead": _before_ahead(run, ended, "random"),
         "began": run.began,
         "order": run.order,
         "random": random_state(run.data.trn_dl),
@@ -131,13 +132,27 @@ def saves_its_place(loader: Any) -> bool:
     return all(callable(getattr(loader, name, None)) for name in names)
 
 
+def place_of(run: Run) -> dict[str, Any]:
+    """Where the generators and the loader are, before a batch is drawn ahead."""
+    loader = run.data.trn_dl
+    own = loader.state_dict() if saves_its_place(loader) else None
+    return {"random": random_state(loader), "loader": own}
+
+
+def _before_ahead(run: Run, ended: bool, name: str) -> Any:
+    """Part of the place before the batch that waits was drawn ahead; None if none waits."""
+    noted = None if ended or run.batches is None else run.batches.noted
+    return None if noted is None else noted[name]
+
+
 def _loader_state(run: Run, ended: bool) -> dict[str, Any] | None:
     """The loader's own, once this fit has drawn from it."""
     fresh = run.step == run.epoch_start and not ended
     if not saves_its_place(run.data.trn_dl) or (fresh and not run.step):
         return None
     cut = run.max_batches == run.step - run.epoch_start  # by `steps=`, before its own end
-    return {"state": run.data.trn_dl.state_dict(), "cut": cut}
+    own = _before_ahead(run, ended, "loader")
+    return {"state": run.data.trn_dl.state_dict() if own is None else own, "cut": cut}
 
 
 def processes(run: Run) -> int:

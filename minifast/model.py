@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from . import look
-from .batches import Lookahead
 from .callback import Callback, Events, Run
 from .checks import check_list, check_loader, check_net, check_stepper, checked_run
 from .core import T, V, device_of, modes_kept, set_lrs, to_np
@@ -22,7 +21,7 @@ from .history import History
 from .interrupts import interrupts
 from .prediction import iter_predict, predict, predict_with_targs
 from .progress import Progress
-from .resume import drawn_again, restore
+from .resume import drawn_again, looking_ahead, restore
 from .rng import random_state
 from .run_loaders import loader_views
 from .stepper import Stepper, split_batch
@@ -193,7 +192,7 @@ def _begun(run: Run, events: Events) -> tuple[Iterator[Any], Iterator[int]]:
         batches = run.team.training_parts(run, loader, batches)
     if run.max_batches is not None:
         batches = islice(batches, run.max_batches - done)
-    batches = run.batches = Lookahead(batches)
+    batches = run.batches = looking_ahead(run, loader, batches, done)
     if run.team is not None:
         batches = run.team.taken(run, batches)
     return look.first_batch(run, batches), count(done)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from .batches import Lookahead
 from .callback import Callback, Events, Run
 from .checkpoint import (
     FORMAT,
@@ -19,12 +21,14 @@ from .checkpoint import (
     lives_here,
     metrics_with_state,
     own_state,
+    place_of,
     processes,
     saves_its_place,
     size_of,
     stepper_state,
 )
 from .core import explain
+from .dataloader import ArrayLoader
 from .differences import (
     KERNELS,
     counts_differ,
@@ -116,7 +120,10 @@ def _all_or_nothing(run: Run) -> Iterator[list[Attributes]]:
         raise
 
 
-FIELDS = "epoch", "step", "epoch_start", "batch", "stopped", "began", "order", "positioned"
+FIELDS = (
+    *("epoch", "step", "epoch_start", "batch", "stopped", "began", "order", "positioned"),
+    "ahead",
+)
 
 
 def _load(run: Run, state: dict[str, Any], origin: str) -> None:
@@ -155,6 +162,7 @@ def _put(run: Run, state: dict[str, Any], origin: str) -> None:
     for row in state["history"]:
         run.history.append(row)
     run.stopped, run.began, run.order = state["stopped"], state["began"], state["order"]
+    run.ahead = state["ahead"]
     _put_generators(run, state)
 
 
@@ -191,8 +199,9 @@ def _put_generators(run: Run, state: dict[str, Any]) -> None:
             loader.state_dict()  # torchdata's begins the pass that is over here, not in training
     elif not state["batch"]:
         start_alike(loader, state["random"])
-    if run.order:
-        set_random_state(run.order, loader)  # an error would come now, not in the epoch
+    for each in run.order or None, run.ahead:
+        if each is not None:
+            set_random_state(each, loader)  # an error would come now, not in the epoch
     set_random_state(state["random"], loader)
 
 
@@ -336,3 +345,20 @@ def drawn_again(run: Run, batches: int) -> Iterator[Any]:
             pass
     set_random_state(now, loader)
     return iter(rest)
+
+
+def looking_ahead(run: Run, loader: Any, batches: Iterable[Any], done: int) -> Lookahead:
+    """The epoch's batches with a way to ask whether one is the last; of a loader whose length may
+    be wrong or missing, the next one is drawn then.
+
+    If the state that is resumed was taken with a batch drawn ahead, it is drawn ahead here, too.
+    """
+    sure = run.n_batches if isinstance(loader, ArrayLoader) else None
+    found = Lookahead(batches, None if sure is None else sure - done, partial(place_of, run))
+    if done and run.ahead is not None:
+        now = random_state(run.data.trn_dl)
+        set_random_state(run.ahead, run.data.trn_dl)
+        found.is_last()
+        set_random_state(now, run.data.trn_dl)
+    run.ahead = None
+    return found

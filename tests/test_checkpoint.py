@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn, optim
+from torch.utils.data import DataLoader
 
 from minifast import ArrayLoader, Callback, ModelData, accuracy, fit
 from minifast.checkpoint import CheckpointError, snapshot
@@ -875,3 +876,50 @@ def test_asking_a_net_whether_it_takes_one_row_draws_nothing():
         return everything(net, None, opt)
 
     assert trained("on") == trained("off")
+
+
+# ---- a batch drawn ahead -------------------------------------------------------------------
+
+
+class Jittered(torch.utils.data.Dataset):
+    """Rows that are augmented in the main process, as each batch is drawn."""
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, i):
+        return torch.ones(6) * i / 40 + 0.1 * torch.randn(6), i % 3
+
+
+class Endless:
+    """A stream without a length, which draws as it goes."""
+
+    def __iter__(self):
+        for i in range(7):
+            yield torch.randn(5, 6) + i, torch.arange(5) % 3
+
+
+@pytest.mark.parametrize("kind", ["DataLoader", "stream", "tfm"])
+@pytest.mark.parametrize("step", [3, 5, 6, 9])
+def test_a_batch_that_was_drawn_ahead_is_the_same_after_a_resume(kind, step):
+    def once(resume=None, **options):
+        torch.manual_seed(0 if resume is None else 99)
+        net = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+        opt = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+        loaders = {
+            "DataLoader": lambda: DataLoader(Jittered(), 6, shuffle=True),
+            "stream": Endless,
+            "tfm": lambda: ArrayLoader(
+                torch.ones(40, 6), torch.arange(40) % 3, bs=6, tfm=lambda x: x + torch.randn(6)
+            ),
+        }
+        keep = Keep(step)
+        callbacks = [GradAccumulation(4), keep]
+        md = ModelData(".", loaders[kind]())
+        fit(net, md, 2, nn.CrossEntropyLoss(), opt, (), callbacks, progress=False, resume=resume)
+        return net.state_dict(), torch.get_rng_state(), keep.states.get(step)
+
+    weights, generator, state = once()
+    resumed, generator_resumed, _ = once(resume=state)
+    assert all(torch.equal(t, resumed[name]) for name, t in weights.items())
+    assert torch.equal(generator, generator_resumed)
