@@ -443,6 +443,19 @@ def test_a_window_without_labels_changes_nothing() -> None:
     assert torch.equal(net.weight, before)
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_step_that_another_callback_skips_is_skipped(first: bool) -> None:
+    class Skips(Callback):
+        def on_backward_end(self, run):  # type: ignore[no-untyped-def]
+            if run.step == 3:  # the last batch of the first window
+                run.skip_step = True
+
+    steps = Steps()
+    both = [Skips(), GradAccumulation(4)]
+    trained(batches(8, "numbers"), nn.MSELoss(), *(both if first else both[::-1]), steps)
+    assert steps.steps == [7, 11, 14]
+
+
 def test_a_window_of_two_kinds_of_divisors_is_an_error() -> None:
     def crit(p: Tensor, t: Tensor) -> Tensor:
         return F.cross_entropy(p, t) if (t > 0).any() else p.sum() * 0

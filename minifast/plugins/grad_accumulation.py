@@ -66,8 +66,8 @@ class GradAccumulation(Callback):
 
     def on_backward_end(self, run: Run) -> None:
         """Lets the window's last batch step, with the mean over the window; the others not."""
-        run.skip_step = self.count < self.batches and not run.last_batch
-        if run.skip_step:
+        if self.count < self.batches and not run.last_batch:
+            run.skip_step = True  # it stays True where another callback skips the window's step
             return
         if self.weight:  # 0 where all labels are ignored, and all gradients are 0
             for group in run.opt.param_groups:
