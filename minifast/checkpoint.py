@@ -21,8 +21,8 @@ __all__ = ["CheckpointError", "load_weights", "save_weights", "snapshot"]
 FORMAT = 2
 KEYS = {
     *("processes", "epoch", "batch", "step", "net", "loss", "strays", "buffers", "opt_class"),
-    *("opt", "grads", "stepper", "callbacks", "metrics", "running_loss", "history", "stopped"),
-    *("given", "size", "assigned", "loader", "ahead", "began", "order", "random"),
+    *("opt", "opt_params", "grads", "stepper", "callbacks", "metrics", "running_loss", "history"),
+    *("stopped", "given", "size", "assigned", "loader", "ahead", "began", "order", "random"),
 }
 
 
@@ -79,6 +79,7 @@ def state_of(run: Run) -> dict[str, Any]:
         "buffers": trained.unsaved_buffers(),
         "opt_class": type(run.opt).__name__,
         "opt": opt,
+        "opt_params": trained.optimized(),
         "grads": _waiting_gradients(run, trained),
         "stepper": [type(run.stepper).__name__, stepper_state(run)],
         "callbacks": [

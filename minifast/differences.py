@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -70,6 +71,14 @@ def optimizer_differs(opt: Optimizer, name: str, state: Mapping[str, Any]) -> li
     for i, (here, there) in enumerate(zip(opt.param_groups, state["param_groups"], strict=True)):
         found += [f"opt's group {i}: {what}" for what in _options_differ(opt, here, there)]
     return found or [*_slots_differ(opt, state)]
+
+
+def order_differs(then: Iterable[str], now: Iterable[str]) -> list[str]:
+    """The first parameter that an optimizer of as many has in another place: it would continue with
+    the moments of another one."""
+    pairs = enumerate(zip(then, now, strict=True))
+    found = (f"opt's parameter {i} is {a}, here {b}" for i, (a, b) in pairs if a != b)
+    return [*islice(found, 1)]
 
 
 def _options_differ(opt: Optimizer, here: Any, there: Any) -> Iterator[str]:

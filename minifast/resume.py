@@ -35,6 +35,7 @@ from .differences import (
     form_differs,
     names_differ,
     optimizer_differs,
+    order_differs,
     tensors_differ,
 )
 from .files import older
@@ -241,6 +242,7 @@ def _differences(run: Run, state: dict[str, Any]) -> list[str]:
     found = [*counts_differ(state, None if state["batch"] == 0 else _most_batches(run, state))]
     found += tensors_differ(trained, state)
     found += optimizer_differs(run.opt, state["opt_class"], state["opt"])
+    found += [] if found else order_differs(state["opt_params"], trained.optimized())
     stepper, own = state["stepper"]
     found += names_differ("stepper", [stepper], [type(run.stepper).__name__])
     found += form_differs(own, stepper_state(run), "the stepper's state")

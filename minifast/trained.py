@@ -70,6 +70,13 @@ class Trained:
                 yield f"{root}.{name}", p
         yield from self.strays.items()
 
+    def optimized(self) -> list[str]:
+        """The names of the optimizer's parameters, in its order."""
+        names: dict[int, str] = {}
+        for name, p in self.parameters():
+            names.setdefault(id(p), name)
+        return [names[id(p)] for group in self.opt.param_groups for p in group["params"]]
+
     def buffers(self) -> list[Tensor]:
         """The buffers of all modules, except those that a lazy one has not made yet."""
         found = (b for module in self.modules.values() for b in module.buffers())

@@ -339,6 +339,34 @@ def test_complex_weights_are_averaged():
     assert (net.w - wanted).abs().max() < 1e-6 < (net.w - seen[-1]).abs().max()
 
 
+@pytest.mark.parametrize("other", ["parameters", "groups"])
+def test_an_optimizer_with_its_parameters_in_another_order_is_refused(other):
+    def learns(order, states=None, **options):
+        net = nn.Sequential(nn.Linear(16, 16, bias=False), nn.Linear(16, 16, bias=False))
+        parts = [net[i].weight for i in order]
+        groups = [{"params": [p]} for p in parts] if other == "groups" else parts
+        opt, data = optim.Adam(groups, lr=0.01), ArrayLoader(torch.ones(8, 16), torch.ones(8, 16))
+        keep = Keep(states)
+        fit(net, ModelData(".", data), 2, nn.MSELoss(), opt, callbacks=[keep], progress=False,
+            **options)  # fmt: skip
+
+    class Keep(Callback):
+        def __init__(self, states):
+            self.states = states
+
+        def on_batch_end(self, run):
+            if self.states is not None:
+                self.states.append(snapshot(run))
+
+    states = []
+    learns([0, 1], states)
+    learns([0, 1], resume=states[0])
+    with pytest.raises(
+        CheckpointError, match=r"parameter 0 is net\.0\.weight, here net\.1\.weight"
+    ):
+        learns([1, 0], resume=states[0])
+
+
 def lazy():
     net = nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d(), nn.ReLU(), nn.LazyLinear(3))
     return net, optim.Adam(net.parameters(), lr=0.02)
