@@ -140,11 +140,12 @@ def rows_at_once(dl: Any, net: nn.Module, stepper: Stepper, known: bool) -> int:
 
 def stepper_forward(stepper: Any) -> Any:
     """The function that is a stepper's `forward`."""
-    return type(getattr(stepper, "inner", stepper)).forward
+    stepper = getattr(stepper, "inner", stepper)
+    return getattr(stepper.forward, "__func__", stepper.forward)  # it may be set on the object
 
 
 def _keeps_rows_apart(net: nn.Module) -> bool:
-    return all(_is_row_module(module) and not _hooked(module) for module in net.modules())
+    return all(_is_row_module(module) and not _changed(module) for module in net.modules())
 
 
 def _is_row_module(module: nn.Module) -> bool:
@@ -157,13 +158,22 @@ def _is_row_module(module: nn.Module) -> bool:
     return type(module) is nn.Flatten and module.start_dim == 1
 
 
-def _hooked(module: nn.Module) -> bool:
-    """Whether a user's hook sees the module's inputs or outputs."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+def _changed(module: nn.Module) -> bool:
+    """Whether the user has changed what a module of a known class computes: by a hook, or by a
+    method that is set on the object."""
+    of_all = nn.modules.module
+    hooks = (
+        *(module._forward_hooks, module._forward_pre_hooks),
+        *(of_all._global_forward_hooks, of_all._global_forward_pre_hooks),
+    )
+    return any(hooks) or not {"forward", "train", "eval"}.isdisjoint(vars(module))
 
 
 def _is_known(function: Any) -> bool:
     """Whether a loss or metric is known to treat rows apart, and to write into nothing."""
     if getattr(function, "whole_epoch", False):
         return True  # it gets all rows, copied
-    return divides_by_rows(original(function)) or any(function is each for each in ROW_METRICS)
+    crit = original(function)
+    if isinstance(crit, nn.Module) and _changed(crit):
+        return False
+    return divides_by_rows(crit) or any(function is each for each in ROW_METRICS)

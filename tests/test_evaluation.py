@@ -1,5 +1,7 @@
 """validate and predict give what a loop over the loader gives, and touch nobody's data."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -152,6 +154,58 @@ def test_only_what_is_known_to_keep_rows_apart_takes_many_at_once():
 
 
 # ---- who writes ----------------------------------------------------------------------------
+
+
+def centered(x: Tensor) -> Tensor:
+    return x - x.mean(0)
+
+
+def patch_layer(net, crit, stepper):
+    net[0].forward = centered
+
+
+def patch_eval(net, crit, stepper):
+    net[1].train = lambda mode=True: net[1]  # BatchNorm that never goes into eval mode
+
+
+def patch_loss(net, crit, stepper):
+    crit.forward = lambda p, t: F.mse_loss(centered(p), t)
+
+
+def hook_loss(net, crit, stepper):
+    crit.register_forward_hook(lambda crit, given, value: value * given[0].std())
+
+
+def patch_stepper(net, crit, stepper):
+    stepper.forward = lambda net, x: net(centered(x))
+
+
+def hook_all_modules(net, crit, stepper):
+    def hook(module, given, out):
+        return centered(out) if isinstance(module, nn.Linear) else None
+
+    return nn.modules.module.register_module_forward_hook(hook)
+
+
+@pytest.mark.parametrize(
+    "patch", [patch_layer, patch_eval, patch_loss, hook_loss, patch_stepper, hook_all_modules]
+)
+def test_known_modules_that_were_changed_are_validated_in_the_loaders_batches(patch):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU())
+    crit, stepper = nn.MSELoss(), Stepper()
+    x = torch.randn(100, 4) * torch.linspace(0.5, 3, 100)[:, None]
+    dl = ArrayLoader(x, torch.randn(100, 4), bs=20)
+    hook = patch(net, crit, stepper)
+    try:
+        like = copy.deepcopy(net)
+        like.eval()
+        wanted = [crit(stepper.forward(like, x), y).item() for x, y in dl]
+        found = validate(net, dl, crit, stepper=stepper)["val_loss"]
+        assert found == pytest.approx(np.mean(wanted), rel=1e-6)
+    finally:
+        if hook is not None:
+            hook.remove()
 
 
 def test_a_metric_that_writes_changes_neither_data_nor_other_metrics():
