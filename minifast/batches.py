@@ -212,6 +212,9 @@ def _concat(*parts: Any) -> Any:
         return np.concatenate(parts)
     if is_column(parts[0]):
         return [value for part in parts for value in part]
+    if any(part is not parts[0] and part != parts[0] for part in parts[1:]):
+        kinds = f"{parts[0]!r:.40}, then {next(p for p in parts if p != parts[0])!r:.40}"
+        raise ValueError(f"a {type(parts[0]).__name__} that differs between batches: {kinds}")
     return parts[0]  # None, or a setting that comes with each batch
 
 

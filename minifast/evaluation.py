@@ -15,7 +15,7 @@ from . import checks
 from .batches import batch_size, cloned
 from .core import device_of, modes_kept
 from .dataloader import ArrayLoader
-from .losses import divides_by_rows, original
+from .losses import declared_by, divides_by_rows, original
 from .metrics import WeightedMean, accuracy, accuracy_multi, meter, metric_names
 from .mistakes import NOT_YET, explain_failure
 from .reach import reachable
@@ -171,7 +171,7 @@ def _changed(module: nn.Module) -> bool:
 
 def _is_known(function: Any) -> bool:
     """Whether a loss or metric is known to treat rows apart, and to write into nothing."""
-    if getattr(function, "whole_epoch", False):
+    if declared_by(function, "whole_epoch"):
         return True  # it gets all rows, copied
     crit = original(function)
     if isinstance(crit, nn.Module) and _changed(crit):

@@ -11,7 +11,8 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
-from functools import cache
+from contextvars import ContextVar
+from functools import cache, partial
 from math import prod
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .batches import batch_size, seen
+from .batches import batch_size, leaves, seen
 from .core import explain
 
 __all__ = ["weighted_by"]
@@ -62,8 +63,11 @@ class WeightedLoss:
 
     PyTorch's losses are recognized when they are called, wherever the call stands: in `nn` modules,
     their subclasses, `functools.partial`, user functions. What counts is the call whose result is
-    returned, or that is part of a sum whose parts all divide by the same. A final `.mean()` counts
-    its entries if predictions or targets have as many.
+    returned, or that is part of a sum whose parts all divide by the same; a part that does not
+    follow from the batch, such as a penalty on the weights, may stand in it. A final `.mean()`
+    counts its entries if predictions or targets, or what a mask selects of them, have as many. A
+    sum that is divided by a sum, such as `mask.sum()`, divides by that, unless it follows from the
+    predictions.
 
     Attributes:
         function: The loss or metric itself.
@@ -91,16 +95,38 @@ class WeightedLoss:
     def __call__(self, preds: Any, targs: Any) -> Any:
         self.rows = batch_size(None, targs)
         self.sums = getattr(self.function, "reduction", "mean") == "sum"
-        declared = getattr(self.function, "divisor", None)
+        declared = declared_by(self.function, "divisor")
         if callable(declared):
             self.divisor, value = declared(preds, targs), self.function(preds, targs)
         else:
-            with _Calls(preds, targs) as calls:
-                value = self.function(preds, targs)
+            by_batch = _BY_BATCH.set(True)
+            try:
+                with _Calls(preds, targs) as calls:
+                    value = self.function(preds, targs)
+            finally:
+                _BY_BATCH.reset(by_batch)
             self.divisor = calls.divisor_of(value)
-            self.sums = self.sums or any(result is value for result in calls.sums)
+            self.sums = self.sums or any(result is value for result in calls.sum_losses)
         self.known = self.divisor is not None
         return value
+
+
+def declared_by(function: Any, name: str) -> Any:
+    """An attribute that a function was given, by `weighted_by` or `whole_epoch`; None without.
+
+    A `functools.partial` has those of its function: it binds options such as a threshold.
+    """
+    while isinstance(function, partial) and not hasattr(function, name):
+        function = function.func
+    return getattr(function, name, None)
+
+
+def called_by_batch() -> bool:
+    """Whether it is called by a function whose mean over batches is taken."""
+    return _BY_BATCH.get()
+
+
+_BY_BATCH: ContextVar[bool] = ContextVar("by batch", default=False)
 
 
 def weighted(function: Callable[..., Any]) -> WeightedLoss:
@@ -117,18 +143,20 @@ def original(function: Any) -> Any:
 
 
 class _Calls(TorchFunctionMode):
-    """Notes what calls of PyTorch's losses, and means over all entries, divided by."""
+    """Notes what calls of PyTorch's losses, means over all entries, and sums over counts, divided
+    by."""
 
     def __init__(self, preds: Any, targs: Any) -> None:
         super().__init__()
         self.found: list[tuple[Any, Count | None]] = []
-        self.sums: list[Any] = []
-        self.counts = {
-            prod(t.shape[:axes])
-            for t in (preds, targs)
-            if isinstance(t, Tensor)
-            for axes in range(1, t.ndim + 1)
-        }
+        self.sums: list[tuple[Any, Any]] = []  # with the same before it was clamped
+        # Any other `.sum()` may be one over columns, or of weights that add up to 1.
+        self.sum_losses: list[Any] = []
+        # What follows from the predictions, and from the batch; tensors by their id.
+        self.of_preds = _tensors(preds)
+        self.of_batch = self.of_preds | _tensors(targs)
+        self.counts: set[int] = set()
+        self._count_rows(preds, targs)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -137,27 +165,79 @@ class _Calls(TorchFunctionMode):
         if func is F.l1_loss:
             kwargs = {**kwargs, "weight": _argument_of_caller(func, "weight")}
         result = func(*args, **kwargs)
+        self._note_origin(args, kwargs, result)
+        single = isinstance(result, Tensor) and result.ndim == 0
         if func in DIVISORS:
             self.found.append((result, _divisor(func, args, kwargs)))
-            if _signature(func).bind(*args, **kwargs).arguments.get("reduction") == "sum":
-                self.sums.append(result)
-        elif func in MEANS and isinstance(result, Tensor) and result.ndim == 0:
+        elif func in MEANS and single:
             entries = args[0].numel() if args else kwargs["input"].numel()
             self.found.append((result, entries if entries in self.counts else None))
+        elif func in SELECTIONS and any(map(_is_mask, args[1:])):
+            self._count_rows(result)
         elif func in SAME_VALUE or func in SUMS or func in MULTIPLES:
-            self.found.append((result, self._shared_divisor(func, args)))
+            self.found.append((result, self._divisor_of_parts(func, args)))
+        given = _signature(func).bind(*args, **kwargs).arguments if func in DIVISORS else {}
+        if given.get("reduction") == "sum":
+            self.sum_losses.append(result)
+            self.sums.append((result, result))
+        elif func in TOTALS and single:
+            self.sums.append((result, result))
+        elif func in SAME_VALUE or func in CLAMPS or func in MULTIPLES:
+            total = self._total_of(args[0])
+            if total is not None:
+                self.sums.append((result, total if func in CLAMPS else result))
         return result
 
-    def _shared_divisor(self, func: Any, args: tuple[Any, ...]) -> Count | None:
-        """What all the operands divided by: then their sum, or a multiple of one, does as well."""
-        counts = [self.divisor_of(each) for each in args if isinstance(each, Tensor)]
-        if not counts or counts[0] is None or (func in MULTIPLES and len(counts) > 1):
+    def _count_rows(self, *values: Any) -> None:
+        self.counts |= {
+            prod(t.shape[:axes])
+            for t in values
+            if isinstance(t, Tensor)
+            for axes in range(1, t.ndim + 1)
+        }
+
+    def _note_origin(self, args: Any, kwargs: Any, result: Any) -> None:
+        given = _tensors((args, kwargs))
+        for origin in self.of_preds, self.of_batch:
+            if not origin.keys().isdisjoint(given):
+                origin |= _tensors(result)
+
+    def _divisor_of_parts(self, func: Any, args: tuple[Any, ...]) -> Count | None:
+        """What a sum of means, a multiple of one, or a sum over a count divides by.
+
+        The means must all divide by the same; what does not follow from the batch, such as a
+        penalty on the weights, is the same for every batch and divides by whatever they do.
+        """
+        if func in DIVISIONS and len(args) > 1 and id(args[1]) not in self.of_preds:
+            count = self._total_of(args[1])
+            if count is not None and self._total_of(args[0]) is not None:
+                return count.detach() if isinstance(count, Tensor) else count
+        parts = [each for each in args if isinstance(each, Tensor)]
+        known = [n for n in map(self.divisor_of, parts) if n is not None]
+        others = [each for each in parts if self.divisor_of(each) is None]
+        if not known or any(each.ndim or id(each) in self.of_batch for each in others):
             return None
-        return counts[0] if all(n is not None and bool(n == counts[0]) for n in counts) else None
+        if func in MULTIPLES and (len(known) > 1 or parts[0] is not args[0]):
+            return None
+        if func in DIVISIONS and self.divisor_of(args[0]) is None:
+            return None
+        return known[0] if all(bool(n == known[0]) for n in known) else None
 
     def divisor_of(self, value: Any) -> Count | None:
         """What the call divided by whose result this is; None if there was none."""
         return next((count for result, count in reversed(self.found) if result is value), None)
+
+    def _total_of(self, value: Any) -> Any:
+        """The sum over all entries that the value is, before it was clamped; None if it is none."""
+        return next((total for result, total in reversed(self.sums) if result is value), None)
+
+
+def _tensors(value: Any) -> dict[int, Tensor]:
+    return {id(t): t for t in leaves(value) if isinstance(t, Tensor)}
+
+
+def _is_mask(index: Any) -> bool:
+    return any(isinstance(t, Tensor) and t.dtype == torch.bool for t in leaves(index))
 
 
 def _argument_of_caller(function: Any, name: str) -> Any:
@@ -174,8 +254,12 @@ SAME_VALUE = {
     *(Tensor.item, Tensor.__float__, Tensor.detach, Tensor.cpu, Tensor.float, Tensor.double),
     *(Tensor.to, Tensor.neg, torch.neg),
 }
+TOTALS = {Tensor.sum, torch.sum}
+SELECTIONS = {Tensor.__getitem__, Tensor.masked_select, torch.masked_select}
+CLAMPS = {Tensor.clamp, torch.clamp, Tensor.clamp_min, torch.clamp_min}
 SUMS = {Tensor.add, Tensor.sub, torch.add, torch.sub}
-MULTIPLES = {Tensor.mul, Tensor.div, torch.mul, torch.div}
+DIVISIONS = {Tensor.div, torch.div, Tensor.true_divide, torch.true_divide}
+MULTIPLES = {Tensor.mul, torch.mul, *DIVISIONS}
 
 
 def _divisor(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Count | None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .batches import cloned, concat
 from .core import explain, to_np
-from .losses import original, weighted, weighted_by
+from .losses import called_by_batch, declared_by, original, weighted, weighted_by
 from .metric_inputs import (
     actual_classes,
     check_probabilities,
@@ -121,6 +121,9 @@ def accuracy_np(preds: np.ndarray, targs: np.ndarray) -> float:
     hits = preds.argmax(class_axis(preds)) == actual
     n = int(counted(preds, actual).sum())
     return int(hits.sum()) / n if n else float("nan")
+
+
+accuracy_np.divisor = _labels_counted  # type: ignore[attr-defined]
 
 
 def accuracy_multi(preds: Tensor, targs: Tensor, thresh: float) -> Tensor:
@@ -316,8 +319,23 @@ def f1(log_preds: Tensor, targs: Tensor, thresh: float = 0.5, epsilon: float = E
     return cast(Tensor, _fbeta(p, r, 1, epsilon))
 
 
+def _check_all_rows(metric: str) -> None:
+    """Refuses to be called batch by batch, as from a lambda that is not marked itself."""
+    if called_by_batch():
+        raise ValueError(
+            explain(
+                f"{metric} is not a mean over batches, and a function calls it for each batch",
+                got=f"a metric that calls {metric}, without @whole_epoch",
+                wanted="one call an epoch, with the predictions and targets of all rows",
+                fix=f"whole_epoch(lambda preds, targs: {metric}(...)), from minifast.metrics",
+                entry="metrics",
+            )
+        )
+
+
 def _two_classes(preds: Tensor, targs: Tensor, thresh: float, metric: str) -> tuple[Any, Any]:
     """Which rows are predicted as class 1, and which are of it."""
+    _check_all_rows(metric)
     actual = two_classes(preds, targs, metric)
     return probability_of_class_1(preds) > thresh, actual
 
@@ -325,6 +343,7 @@ def _two_classes(preds: Tensor, targs: Tensor, thresh: float, metric: str) -> tu
 # ---- the same for several classes a row, NumPy, probabilities ----------------------------
 
 
+@whole_epoch
 def recall_np(
     preds: np.ndarray, targs: np.ndarray, thresh: float = 0.5, epsilon: float = EPSILON
 ) -> float:
@@ -348,6 +367,7 @@ def recall_np(
     return float(_recall(*_entries(preds, targs, thresh, "recall_np"), epsilon))
 
 
+@whole_epoch
 def precision_np(
     preds: np.ndarray, targs: np.ndarray, thresh: float = 0.5, epsilon: float = EPSILON
 ) -> float:
@@ -355,6 +375,7 @@ def precision_np(
     return float(_precision(*_entries(preds, targs, thresh, "precision_np"), epsilon))
 
 
+@whole_epoch
 def fbeta_np(
     preds: np.ndarray,
     targs: np.ndarray,
@@ -368,6 +389,7 @@ def fbeta_np(
     return float(_fbeta(p, r, beta, epsilon))
 
 
+@whole_epoch
 def f1_np(
     preds: np.ndarray, targs: np.ndarray, thresh: float = 0.5, epsilon: float = EPSILON
 ) -> float:
@@ -377,6 +399,7 @@ def f1_np(
 
 def _entries(preds: Any, targs: Any, thresh: float, metric: str) -> tuple[Any, Any]:
     """Which entries are predicted to be 1, and which are."""
+    _check_all_rows(metric)
     preds, targs = np.asarray(to_np(preds)), np.asarray(to_np(targs))
     actual = zero_or_one(preds, targs, metric)
     check_probabilities(preds, thresh, metric)
@@ -503,7 +526,7 @@ def meter(metric: Any) -> Meter:
     if is_meter(metric):
         metric.reset()
         return cast(Meter, metric)
-    return EpochMetric(metric) if getattr(metric, "whole_epoch", False) else WeightedMean(metric)
+    return EpochMetric(metric) if declared_by(metric, "whole_epoch") else WeightedMean(metric)
 
 
 def is_meter(metric: Any) -> bool:

@@ -11,6 +11,7 @@ import torch
 from .batches import cloned
 from .callback import Run
 from .core import explain
+from .losses import declared_by
 from .metrics import is_meter, metric_names
 from .mistakes import OURS
 
@@ -36,7 +37,7 @@ def try_metrics(run: Run) -> None:
             raise ValueError(_problem(name, "its name, which is a column of the table already"))
         if is_meter(metric):
             continue
-        whole = getattr(metric, "whole_epoch", False)
+        whole = bool(declared_by(metric, "whole_epoch"))
         place = torch.device("cpu") if whole else None
         preds, targs = cloned(run.preds, place), cloned(run.y, place)
         try:

@@ -352,6 +352,13 @@ def test_outputs_that_cannot_be_joined():
     assert [part.shape for part in parts] == [(3, 3), (5, 5)]
 
 
+def test_a_number_that_comes_with_each_batch_is_not_that_of_the_first():
+    settings = predict(Makes(lambda x: {"out": x, "scale": 0.5, "none": None}), [X[:3], X[3:8]])
+    assert settings["out"].shape == (8, 8) and settings["scale"] == 0.5
+    with pytest.raises(ValueError, match="differs between batches"):
+        predict(Makes(lambda x: {"out": x, "loss": x.mean().item()}), [X[:3], X[3:8]])
+
+
 class Scaled(Stepper):
     """Predictions of another input than the loader's."""
 

@@ -309,10 +309,37 @@ TARGETS = {
     "classes": torch.where(torch.arange(50) % 10 > 3, torch.arange(50) % 3, -100),
     "numbers": torch.rand(50, 3, generator=torch.Generator().manual_seed(2)),
 }
+PENALTY = torch.ones(3)
+
+
+def picked(p: Tensor, t: Tensor) -> Tensor:
+    """The negative log-probability of each label, without those that are ignored."""
+    return -p.log_softmax(1).gather(1, t.clamp(0)[:, None])[:, 0]
+
+
+# The same mean over the labels that are not ignored, as people write it.
+MASKED = {
+    "chosen, then mean": lambda p, t: picked(p, t)[t != -100].mean(),
+    "masked_select": lambda p, t: picked(p, t).masked_select(t != -100).mean(),
+    "chosen before": lambda p, t: F.cross_entropy(p[t != -100], t[t != -100]),
+    "sum over count": lambda p, t: (picked(p, t) * (t != -100)).sum() / (t != -100).sum(),
+    "clamped count": lambda p, t: (
+        F.cross_entropy(p, t, reduction="sum") / (t != -100).sum().clamp(min=1)
+    ),
+    "count as a number": lambda p, t: (
+        F.cross_entropy(p, t, reduction="none").sum() / (t != -100).sum().item()
+    ),
+    "float mask": lambda p, t: (picked(p, t) * (t != -100)).sum() / (t != -100).float().sum(),
+    "constant factor": lambda p, t: torch.tensor(0.5) * F.cross_entropy(p, t),
+    "penalty": lambda p, t: F.cross_entropy(p, t) + 0.1 * PENALTY.square().sum(),
+}
 ACCUMULATED = {
+    **{name: (crit, "classes") for name, crit in MASKED.items()},
     "mse": (nn.MSELoss(), "numbers"),
     "own mse": (lambda p, t: ((p - t) ** 2).mean(), "numbers"),
     "ignored": (nn.CrossEntropyLoss(), "classes"),
+    "sum over len": (lambda p, t: F.mse_loss(p, t, reduction="sum") / len(t), "numbers"),
+    "sum over columns": (lambda p, t: ((p - t) ** 2).mean(0).sum(), "numbers"),
     "weights": (nn.CrossEntropyLoss(weight=WEIGHT), "classes"),
     "wrapped": (CRITS["lambda"], "classes"),
     "partial": (CRITS["partial"], "classes"),
@@ -360,6 +387,7 @@ def batches(bs: int, target: str) -> list[tuple[Tensor, Tensor]]:
     return list(zip(ROWS.split(bs), TARGETS[target].split(bs), strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:crit sums over")
 @pytest.mark.parametrize("name", ACCUMULATED)
 def test_accumulated_gradients_are_those_of_the_large_batch(name: str) -> None:
     crit, target = ACCUMULATED[name]
@@ -367,6 +395,24 @@ def test_accumulated_gradients_are_those_of_the_large_batch(name: str) -> None:
     large = trained(batches(20, target), crit, **options)
     small = trained(batches(5, target), crit, GradAccumulation(4), **options)
     torch.testing.assert_close(small, large, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_val_loss_of_masked_means_is_that_of_all_rows_at_once(name: str) -> None:
+    crit = MASKED[name]
+    net = nn.Linear(4, 3)
+    found = validate(net, batches(20, "classes"), crit)["val_loss"]
+    with torch.no_grad():
+        assert found == pytest.approx(float(crit(net(ROWS), TARGETS["classes"])), rel=1e-5)
+
+
+def test_a_divisor_that_follows_from_the_predictions_is_unknown() -> None:
+    def dice(p: Tensor, t: Tensor) -> Tensor:
+        return (p * t).sum() / p.abs().sum()
+
+    loss = WeightedLoss(dice)
+    loss(scores(), torch.ones(12, 3))
+    assert loss.divisor is None
 
 
 @pytest.mark.parametrize("name", ["mse", "ignored"])

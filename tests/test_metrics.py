@@ -142,3 +142,63 @@ def test_a_loss_over_classes_counts_what_it_divides_by(kind, weights):
         mean.update(preds[part], y[part])
     assert mean.compute() == pytest.approx(float(crit(preds, y)), rel=1e-6)
     assert np.isnan(WeightedMean(crit).compute())
+
+
+def uneven(n=100):
+    torch.manual_seed(3)
+    preds, y = torch.randn(n, 2), torch.randint(0, 2, (n,))
+    return preds, y, list(zip(preds.split([1, 9, 20, 70]), y.split([1, 9, 20, 70]), strict=True))
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [functools.partial(mf.fbeta, beta=2), functools.partial(functools.partial(mf.fbeta), beta=2)],
+)
+def test_a_partial_of_a_metric_of_all_rows_is_called_once(metric):
+    preds, y, batches = uneven()
+    found = validate(nn.Identity(), batches, nn.CrossEntropyLoss(), [metric])["fbeta"]
+    assert found == pytest.approx(sk.fbeta_score(y, preds.argmax(1), beta=2), abs=1e-6)
+
+
+def test_metrics_of_probabilities_in_numpy_are_of_all_rows():
+    preds, y, batches = uneven()
+    batches = [(p[:, 1].sigmoid(), t) for p, t in batches]
+    metrics = [mf.f1_np, mf.precision_np, mf.recall_np, functools.partial(mf.fbeta_np, beta=2)]
+    found = validate(nn.Identity(), batches, lambda p, t: p.mean(), metrics)
+    said = preds[:, 1].numpy() > 0
+    assert found["f1_np"] == pytest.approx(sk.f1_score(y, said), abs=1e-6)
+    assert found["precision_np"] == pytest.approx(sk.precision_score(y, said), abs=1e-6)
+    assert found["recall_np"] == pytest.approx(sk.recall_score(y, said), abs=1e-6)
+    assert found["fbeta_np"] == pytest.approx(sk.fbeta_score(y, said, beta=2), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [lambda p, t: mf.f1(p, t), lambda p, t: mf.precision_np(p[:, 1].sigmoid(), t)],
+)
+def test_a_function_that_calls_a_metric_of_all_rows_must_be_marked_too(metric):
+    preds, y, batches = uneven()
+    with pytest.raises(ValueError, match="not a mean over batches"):
+        validate(nn.Identity(), batches, nn.CrossEntropyLoss(), [metric])
+    marked = mf.whole_epoch(metric)
+    found = validate(nn.Identity(), batches, nn.CrossEntropyLoss(), [marked])["lambda"]
+    assert found == pytest.approx(float(metric(preds, y)), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        functools.partial(mf.accuracy),
+        lambda p, t: mf.accuracy(p, t),
+        lambda p, t: mf.accuracy(p, t).item(),
+        mf.accuracy_np,
+        lambda p, t: (p.argmax(1) == t)[t >= 0].float().mean(),
+    ],
+)
+def test_accuracy_in_other_words_counts_labels_alike(metric):
+    preds, y, batches = uneven()
+    y[::3], y[:10] = -100, -100
+    found = validate(nn.Identity(), batches, nn.CrossEntropyLoss(), [metric])
+    kept = y >= 0
+    wanted = sk.accuracy_score(y[kept], preds[kept].argmax(1))
+    assert [*found.values()][1] == pytest.approx(wanted, abs=1e-6)
