@@ -151,6 +151,32 @@ def batch_dtypes(arrays: Sequence[Any]) -> list[torch.dtype]:
     ]
 
 
+def narrowed(t: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """The tensor in a dtype of fewer bits.
+
+    Raises:
+        ValueError: if finite numbers become infinite.
+
+    Examples:
+        >>> narrowed(torch.ones(2, dtype=torch.float64), torch.float32, "x")
+        tensor([1., 1.])
+    """
+    to = t.to(dtype)
+    if t.dtype not in (torch.float64, torch.complex128) or t.layout != torch.strided:
+        return to
+    if not to.isinf().any() or not (to.isinf() & t.isfinite()).any():
+        return to
+    raise ValueError(
+        explain(
+            f"{name} holds numbers too large for float32",
+            got=f"{t.dtype}, up to {float(t.abs().nan_to_num(0, 0, 0).max()):.3g}",
+            wanted="numbers below 3.4e38",
+            fix=f"scale them: ({_called(name)} - mean) / std",
+            entry="nan-in-the-data",
+        )
+    )
+
+
 def _signed(a: Array, name: str) -> Array:
     """Unsigned integers as int64."""
     signed: Any = a.to(torch.int64) if isinstance(a, Tensor) else a.astype(np.int64)

@@ -88,21 +88,21 @@ def leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
-def cloned(value: Any) -> Any:
-    """A copy of a batch: whoever writes into its tensors or arrays writes into the copy.
+def cloned(value: Any, device: torch.device | None = None) -> Any:
+    """A copy of a batch, without gradients: what writes into it leaves the batch as it is.
 
     Examples:
         >>> one = torch.zeros(2)
         >>> cloned([one])[0].add_(1), one
         (tensor([1., 1.]), tensor([0., 0.]))
     """
-    return map_structure(_clone, value)
 
+    def copied(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return leaf.detach().to(device or leaf.device, copy=True)
+        return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
 
-def _clone(leaf: Any) -> Any:
-    if isinstance(leaf, Tensor):
-        return leaf.detach().clone()
-    return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
+    return map_structure(copied, value)
 
 
 def seen(value: Any) -> str:

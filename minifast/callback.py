@@ -16,6 +16,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from reprlib import Repr
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -121,6 +122,8 @@ class Run:
     """What `fit(..., checks=...)` was: `"on"`, `"warn"` or `"off"`."""
     given: dict[str, int | None] = field(default_factory=dict)
     """The size of the training data that `fit` was given; `data` itself may be changed."""
+    first_loader: Any = field(default=None, repr=False)
+    """The `trn_dl` that `fit` was given."""
     looked: bool = False
     """Whether the first batch was looked at."""
     epoch_start: int = 0
@@ -129,6 +132,10 @@ class Run:
     """The random generators from which the epoch's order was drawn."""
     batches: Any = field(default=None, repr=False)
     """The iterator over the epoch's batches, a `minifast.batches.Lookahead`."""
+    began: dict[str, Any] = field(default_factory=dict, repr=False)
+    """The random generators before the epoch's `on_epoch_begin`."""
+    positioned: bool = False
+    """Whether the loader continues inside the epoch by itself (it has loaded its `state_dict`)."""
     awaiting: list[Callable[[Run], object]] = field(default_factory=list)
     """What `after` was given and was not called yet."""
     at_end: list[Callable[[Run], object]] = field(default_factory=list)
@@ -226,32 +233,47 @@ class Callback:
         super().__init_subclass__()
         for name, value in vars(cls).items():
             if name.startswith("on_") and callable(getattr(cls, name)):
-                _check_handler(cls, name, value)
+                check_handler(cls, name, value)
 
     changes_training: ClassVar[bool] = False
     """Whether the weights end otherwise with it than without it."""
     first_process_only: ClassVar[bool] = False
     """Whether, of several processes, only the first hears it: for what is printed and written."""
-    must_precede: ClassVar[tuple[str, ...]] = ()
-    """Names of classes that make no sense before this one in the list; `fit` refuses that order."""
+    must_precede: ClassVar[tuple[type | str, ...]] = ()
+    """Classes, or their names, that make no sense before this one in the list: `fit` refuses it.
+
+    Subclasses of them count too.
+    """
+    conflicts_with: ClassVar[tuple[type | str, ...]] = ()
+    """Classes, or their names, that cannot be in one list with this one, in either order.
+
+    Subclasses of them count too. `fit` refuses the list.
+    """
 
     def __repr__(self) -> str:
-        """The call that makes one like it, as far as its attributes tell."""
+        """The call that makes one like it, as far as its attributes tell; long values shortened."""
         names = [name for name in inspect.signature(type(self)).parameters if hasattr(self, name)]
-        return f"{type(self).__name__}({', '.join(f'{n}={getattr(self, n)!r}' for n in names)})"
+        values = (f"{name}={_SHORT.repr(getattr(self, name))}" for name in names)
+        return " ".join(f"{type(self).__name__}({', '.join(values)})".split())
 
     def state_dict(self) -> dict[str, Any]:
         """What it needs to go on later: tensors, numbers, strings, lists and dicts only."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what `state_dict` gave; called after `on_train_begin`."""
+        """Takes back what `state_dict` gave; called after `on_train_begin`.
+
+        When a fit resumes inside an epoch it is called twice, before and after `on_epoch_begin`.
+        """
 
     def on_train_begin(self, run: Run) -> None:
         """Before anything else; the place to open what `on_train_end` closes."""
 
     def on_epoch_begin(self, run: Run) -> None:
-        """The net is in train mode; no batch of the epoch was drawn yet."""
+        """The net is in train mode; no batch of the epoch was drawn yet.
+
+        Fired as well when a fit resumes inside an epoch, before the last `load_state_dict`.
+        """
 
     def on_batch_begin(self, run: Run) -> None:
         """The batch is there: assign `run.x` or `run.y` to learn from something else."""
@@ -281,7 +303,12 @@ class Callback:
         """After everything else, and after an error or Ctrl-C too."""
 
 
-def _check_handler(cls: type[Callback], name: str, value: object) -> None:
+# A callback may hold a net or a list of losses, and its repr goes into messages.
+_SHORT = Repr()
+_SHORT.maxstring = _SHORT.maxother = 100
+
+
+def check_handler(cls: type[Callback], name: str, value: Any, on_object: bool = False) -> None:
     """Refuses `cls.name` unless it is an event's handler that can be called with `run` alone."""
     if name not in EVENTS:
         import difflib  # only on the way to an error
@@ -289,10 +316,10 @@ def _check_handler(cls: type[Callback], name: str, value: object) -> None:
         close = difflib.get_close_matches(name, EVENTS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"the events are {', '.join(EVENTS)}"
         raise TypeError(f"{cls.__name__}.{name} is no event: {hint}")
-    if not inspect.isfunction(value):
+    if not inspect.isfunction(value) and not on_object:
         return
     try:
-        inspect.signature(value).bind(None, None)
+        inspect.signature(value).bind(*[None] * (1 if on_object else 2))
     except TypeError as error:
         raise TypeError(
             f"{cls.__name__}.{name} must be callable as {name}(run): {error}. "
@@ -362,8 +389,9 @@ class Events:
 
 
 def hears(callback: Callback, event: str) -> bool:
-    """Whether the callback has a handler of its own for the event."""
-    return getattr(type(callback), event) is not getattr(Callback, event)
+    """Whether the callback has a handler of its own for the event, in its class or on itself."""
+    own = getattr(type(callback), event) is not getattr(Callback, event)
+    return own or event in vars(callback)
 
 
 def who_listens(callbacks: Sequence[Callback]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .callback import Callback, Run
+from .callback import Callback, Run, check_handler
 from .core import explain, whole_number
 
 
@@ -168,33 +168,60 @@ def check_list(name: str, values: Any, wanted: str, base: type | None = None) ->
 
 
 def check_callbacks(callbacks: Any) -> tuple[Callback, ...]:
-    """Callbacks, no object twice, in an order that makes sense."""
+    """Callbacks, each object once, in an order and a combination that make sense."""
     found = check_list("callbacks", callbacks, "callbacks, each an object", Callback)
-    names = [type(callback).__name__ for callback in found]
     for i, callback in enumerate(found):
-        if any(callback is other for other in found[:i]):
-            raise ValueError(
-                explain(
-                    "callbacks holds the same object twice",
-                    got=f"{callback!r}, twice",
-                    wanted="each object once: it would hear every event twice",
-                    fix=f"make two: [{names[i]}(...), {names[i]}(...)]",
-                    entry="lists",
-                )
-            )
-        late = [name for name in names[:i] if name in callback.must_precede]
-        if late:
-            raise ValueError(
-                explain(
-                    f"callbacks has {late[0]} before {names[i]}, which makes no sense",
-                    got=f"[{', '.join(names)}]",
-                    wanted=f"{names[i]} before {late[0]}: {late[0]} works on what {names[i]} "
-                    "has done",
-                    fix=f"callbacks=[{names[i]}(...), {late[0]}(...)]",
-                    entry="order-of-callbacks",
-                )
-            )
+        _check_declarations(callback)
+        for before in found[:i]:
+            _check_pair(before, callback, found)
     return found
+
+
+def _check_pair(first: Callback, second: Callback, all_: tuple[Callback, ...]) -> None:
+    """Refuses two callbacks that cannot be in one list, in this order or at all."""
+    one, other = type(first).__name__, type(second).__name__
+    names = f"[{', '.join(type(callback).__name__ for callback in all_)}]"
+    if first is second:
+        problem, got = "callbacks holds the same object twice", f"{first!r}, twice"
+        wanted = "each object once: its handlers would run twice for every event"
+        fix, entry = f"make two: [{one}(...), {one}(...)]", "lists"
+    elif _is_any(first, second.conflicts_with) or _is_any(second, first.conflicts_with):
+        problem, got = f"callbacks has {one} and {other}, which cannot be combined", names
+        wanted = f"one of them: {one} and {other} would change the same thing, each its own way"
+        fix, entry = f"leave out {one} or {other}", "conflicting-callbacks"
+    elif _is_any(first, second.must_precede):
+        problem, got = f"callbacks has {one} before {other}, which makes no sense", names
+        wanted = f"{other} before {one}: {one} works on what {other} has done"
+        fix, entry = f"callbacks=[{other}(...), {one}(...)]", "order-of-callbacks"
+    else:
+        return
+    raise ValueError(explain(problem, got=got, wanted=wanted, fix=fix, entry=entry))
+
+
+def _is_any(callback: Callback, kinds: tuple[type | str, ...]) -> bool:
+    """Whether the callback is of one of the classes, given themselves or by name."""
+    names = {cls.__name__ for cls in type(callback).__mro__}
+    return any(isinstance(callback, k) if isinstance(k, type) else k in names for k in kinds)
+
+
+def _check_declarations(callback: Callback) -> None:
+    """What a callback says of others names classes; a handler on the object handles an event."""
+    for name in ("must_precede", "conflicts_with"):
+        kinds = getattr(callback, name)
+        if isinstance(kinds, tuple | list) and all(isinstance(k, type | str) for k in kinds):
+            continue
+        raise TypeError(
+            explain(
+                f"{type(callback).__name__}.{name} must be a tuple of classes or of their names",
+                got=repr(kinds),
+                wanted="a tuple, also for a single class",
+                fix=f'{name} = ("GradClip",)',
+                entry="order-of-callbacks",
+            )
+        )
+    for name, value in vars(callback).items():
+        if name.startswith("on_") and callable(value):
+            check_handler(type(callback), name, value, on_object=True)
 
 
 def check_stepper(stepper: Any) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .arrays import as_tensor, batch_dtypes
+from .arrays import as_tensor, batch_dtypes, narrowed
 from .chunks import ChunkedBatches, drawn_order, shard_of
 from .core import explain, whole_number
 from .rows import Rows, in_order, stays_away
@@ -78,7 +78,7 @@ class ArrayLoader:
         self.generator = None if seed is None else torch.Generator().manual_seed(seed)
         self.out_of_core = any(map(stays_away, arrays))
         rows = [_rows(a, name) for a, name in zip(arrays, names, strict=True)]
-        self.arrays = rows if self.out_of_core else _converted(rows)
+        self.arrays = rows if self.out_of_core else _converted(rows, names)
         _check_lengths(self.arrays, names)
         self.n_rows = len(self.arrays[0])
         self.shard = (0, 1)  # rank and number of the processes that share each batch
@@ -152,7 +152,12 @@ class ArrayLoader:
         return [self.n_rows - i * bs if i == n - 1 else bs for i in range(first, n)]
 
     def in_order(self, bs: int) -> Batches | ChunkedBatches:
-        """All rows in their own order, whether the loader shuffles or not, `bs` in a batch.
+        """Copies of all rows in their own order, whether the loader shuffles or not.
+
+        A single last row is a batch. A view for one of several processes gives its part of each.
+
+        Args:
+            bs: Rows in a batch (of all processes).
 
         Examples:
             >>> [len(x) for x, in ArrayLoader(range(10), shuffle=True).in_order(4)]
@@ -255,11 +260,11 @@ def _rows(a: Any, name: str) -> Any:
     return t
 
 
-def _converted(arrays: list[Tensor]) -> list[Tensor]:
+def _converted(arrays: list[Tensor], names: tuple[str, ...]) -> list[Tensor]:
     """The arrays in the dtypes in which they stay in memory."""
     return [
-        a if a.dtype == torch.uint8 and a.ndim > 1 else a.to(dtype)
-        for a, dtype in zip(arrays, batch_dtypes(arrays), strict=True)
+        a if a.dtype == torch.uint8 and a.ndim > 1 else narrowed(a, dtype, name)
+        for a, dtype, name in zip(arrays, batch_dtypes(arrays), names, strict=True)
     ]
 
 

@@ -47,6 +47,17 @@ class ArraysDataset:
     def __len__(self) -> int:
         return length(self.x) or 0
 
+    def __getstate__(self) -> tuple[dict[str, Any], dict[str, Rows]]:
+        """A copy has the same files, mapped again: not in memory what is larger than that."""
+        arrays = {k: v for k, v in vars(self).items() if isinstance(v, np.ndarray)}
+        mapped = {k: Rows(v) for k, v in arrays.items() if stays_away(v)}
+        mapped = {k: rows for k, rows in mapped.items() if rows.file is not None}
+        return {k: v for k, v in vars(self).items() if k not in mapped}, mapped
+
+    def __setstate__(self, state: tuple[dict[str, Any], dict[str, Rows]]) -> None:
+        kept, mapped = state
+        vars(self).update(kept, **{k: rows.source for k, rows in mapped.items()})
+
     def __getitem__(self, i: Any) -> tuple[Any, Any]:
         return by_position(self.x)[i], by_position(self.y)[i]
 

@@ -250,6 +250,7 @@ class RunningLoss:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from them."""
         self.average, self.count = state["average"], state["count"]
+        self.last = self.average if self.count else float("nan")  # no batch has come yet
         self.unread.clear()
         self.coming.clear()
 

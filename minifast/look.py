@@ -7,20 +7,20 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .batches import seen
 from .callback import Events, Run
-from .checkpoint import random_state, set_random_state
 from .checks import no_batch
 from .core import device_of, explain
 from .dataloader import ArrayLoader
 from .losses import class_loss, label_problem, original
-from .metrics import is_meter, metric_names
 from .mistakes import NOT_YET, explain_failure
+from .rng import random_state, set_random_state
 from .stepper import Stepper
+from .trained import Buffers, Trained
+from .try_metrics import try_metrics
 
 ENOUGH = 10**7  # labels that are looked through at once; more would be felt
 Step = Callable[[Run, Events], Tensor]
@@ -48,15 +48,15 @@ def first_step(run: Run, stepper: Stepper) -> Step:
         return stepper.step
 
     def step(run: Run, events: Events) -> Tensor:
-        buffers = [(b, b.clone()) for b in run.net.buffers()]
-        grads = [(p, p.grad) for p in run.net.parameters()]
+        trained = Trained(run.net, run.crit, run.opt)
+        buffers = [Buffers(module) for module in trained.modules.values()]
+        grads = [(p, p.grad) for _, p in trained.parameters()]
         run.preds = run.loss = NOT_YET
         try:
             loss = stepper.step(run, _Watched(events))
         except Exception as error:
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
+            for each in buffers:
+                each.put_back()
             for p, grad in grads:
                 p.grad = grad
             set_random_state(run.order, run.data.trn_dl)  # as if the batch had not been drawn
@@ -82,7 +82,7 @@ class _Watched(Events):
         _check_loss(run)
         _check_preds(run)
         _check_all_labels(run)
-        _check_metrics(run)
+        try_metrics(run)
         set_random_state(generators, None)
         self.events.on_backward_begin(run)
 
@@ -182,9 +182,9 @@ def _check_preds(run: Run) -> None:
         _complain(run, _sums(name), certain=False)
     if not isinstance(preds, Tensor) or not isinstance(y, Tensor):
         return
-    p = preds.detach().float()
-    if p.is_complex() or not bool(p.isfinite().all()):
+    if preds.is_complex() or not bool(preds.isfinite().all()):
         return  # the loss will tell
+    p = preds.detach().float()
     if name in REGRESSIONS and p.shape != y.shape and p.numel() != 1:
         _complain(run, _broadcasts(preds, y, name))
     if name in LOGITS and p.numel() >= 16 and p.min() >= 0 and p.max() <= 1:
@@ -277,7 +277,7 @@ def _sums(name: str) -> str:
     )
 
 
-# ---- all labels, and the metrics ---------------------------------------------------------
+# ---- all labels -----------------------------------------------------------------------------
 
 
 def _check_all_labels(run: Run) -> None:
@@ -304,33 +304,6 @@ def _other_rows(trn: Tensor, val: Tensor) -> str:
         wanted="the same shape but for the number of rows",
         fix="prepare both by one function",
         entry="shapes-differ",
-    )
-
-
-@torch.no_grad()
-def _check_metrics(run: Run) -> None:
-    preds = run.preds.detach() if isinstance(run.preds, Tensor) else run.preds
-    for metric, name in zip(run.metrics, metric_names(run.metrics), strict=True):
-        if name in ("epoch", "trn_loss", "val_loss"):
-            raise ValueError(_metric(name, "its name, which is a column of the table already"))
-        if is_meter(metric) or getattr(metric, "whole_epoch", False):
-            continue  # may want more rows than these
-        try:
-            value = metric(preds, run.y)
-        except Exception as error:
-            raise TypeError(_metric(name, f"{type(error).__name__}: {error}")) from error
-        if not (isinstance(value, int | float | np.number) or getattr(value, "shape", 1) == ()):
-            shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
-            raise TypeError(_metric(name, f"{type(value).__name__}{shape}"))
-
-
-def _metric(name: str, got: str) -> str:
-    return explain(
-        f"the metric {name} cannot be computed on the first batch",
-        got=got,
-        wanted="a function (preds, targs) -> number, which is called with tensors of a batch",
-        fix="return a number, such as (preds.argmax(1) == targs).float().mean()",
-        entry="metrics",
     )
 
 

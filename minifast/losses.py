@@ -62,7 +62,8 @@ class WeightedLoss:
 
     PyTorch's losses are recognized when they are called, wherever the call stands: in `nn` modules,
     their subclasses, `functools.partial`, user functions. What counts is the call whose result is
-    returned. A final `.mean()` counts its entries if predictions or targets have as many.
+    returned, or that is part of a sum whose parts all divide by the same. A final `.mean()` counts
+    its entries if predictions or targets have as many.
 
     Attributes:
         function: The loss or metric itself.
@@ -133,9 +134,16 @@ class _Calls(TorchFunctionMode):
         elif func in MEANS and isinstance(result, Tensor) and result.ndim == 0:
             entries = args[0].numel() if args else kwargs["input"].numel()
             self.found.append((result, entries if entries in self.counts else None))
-        elif func in SAME_VALUE and args:
-            self.found.append((result, self.divisor_of(args[0])))
+        elif func in SAME_VALUE or func in SUMS or func in MULTIPLES:
+            self.found.append((result, self._shared_divisor(func, args)))
         return result
+
+    def _shared_divisor(self, func: Any, args: tuple[Any, ...]) -> Count | None:
+        """What all the operands divided by: then their sum, or a multiple of one, does as well."""
+        counts = [self.divisor_of(each) for each in args if isinstance(each, Tensor)]
+        if not counts or counts[0] is None or (func in MULTIPLES and len(counts) > 1):
+            return None
+        return counts[0] if all(n is not None and bool(n == counts[0]) for n in counts) else None
 
     def divisor_of(self, value: Any) -> Count | None:
         """What the call divided by whose result this is; None if there was none."""
@@ -152,7 +160,12 @@ def _argument_of_caller(function: Any, name: str) -> Any:
 
 MEANS = {torch.mean, Tensor.mean}
 # A metric often returns its mean as a number, or detached.
-SAME_VALUE = {Tensor.item, Tensor.detach, Tensor.cpu, Tensor.float, Tensor.double, Tensor.to}
+SAME_VALUE = {
+    *(Tensor.item, Tensor.__float__, Tensor.detach, Tensor.cpu, Tensor.float, Tensor.double),
+    *(Tensor.to, Tensor.neg, torch.neg),
+}
+SUMS = {Tensor.add, Tensor.sub, torch.add, torch.sub}
+MULTIPLES = {Tensor.mul, Tensor.div, torch.mul, torch.div}
 
 
 def _divisor(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Count | None:

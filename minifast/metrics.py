@@ -18,9 +18,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .batches import concat, map_structure
+from .batches import cloned, concat
 from .core import explain, to_np
 from .losses import original, weighted, weighted_by
+from .metric_inputs import (
+    actual_classes,
+    check_probabilities,
+    class_axis,
+    class_labels,
+    counted,
+    probability_of_class_1,
+    two_classes,
+    zero_or_one,
+)
 
 # Without confusion_matrix and probabilities: a star import must not hide scikit-learn's, whose
 # arguments go the other way.
@@ -64,54 +74,83 @@ def whole_epoch(metric: Function) -> Function:
 
 
 def accuracy(preds: Tensor, targs: Tensor) -> Tensor:
-    """Share of the rows whose largest score is at the target.
+    """Returns the share of the labels that have the largest score.
+
+    A label that is not one of the classes 0 to c - 1, such as the -100 of `ignore_index`, counts
+    neither as right nor as wrong.
 
     Args:
-        preds: Scores, `(n, c)`: probabilities, their logarithms, or any other.
-        targs: Classes, int64, `(n,)`.
+        preds: Scores of c classes, c of at least 2, `(n, c)` or `(n, c, ...)`: probabilities, their
+            logarithms, or any other.
+        targs: Classes, int64, `(n,)` or `(n, ...)`; a column `(n, 1)` is taken as `(n,)`. One-hot
+            or soft labels in the shape of `preds`: their largest entry is the class.
 
     Returns:
-        0-dim tensor in 0..1, on the device of `preds`.
+        0-dim tensor in 0..1, on the device of `preds`; nan if no label is a class.
+
+    Raises:
+        ValueError: for one output, which has no largest score (see `accuracy_thresh`), for rows of
+            several classes, and for shapes that do not belong together.
 
     Examples:
         >>> accuracy(torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([0, 0])).item()
         0.5
     """
-    return _share(preds.argmax(dim=1) == targs)
+    actual = actual_classes(preds, targs, "accuracy")
+    hits = preds.argmax(class_axis(preds)) == actual  # never of a label that is not a class
+    return cast(Tensor, _exact(hits).sum() / counted(preds, actual).sum())
+
+
+def _labels_counted(preds: Tensor, targs: Tensor) -> Tensor:
+    """What `accuracy` divides by: the weight of its value for a batch."""
+    return cast(Tensor, counted(preds, actual_classes(preds, targs, "accuracy")).sum())
+
+
+accuracy.divisor = _labels_counted  # type: ignore[attr-defined]
 
 
 def accuracy_np(preds: np.ndarray, targs: np.ndarray) -> float:
-    """`accuracy` of numpy arrays.
+    """`accuracy` of NumPy arrays.
 
     Examples:
         >>> accuracy_np(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 0]))
         0.5
     """
-    return float((np.argmax(preds, axis=1) == targs).mean())
+    preds, targs = np.asarray(to_np(preds)), np.asarray(to_np(targs))
+    actual = actual_classes(preds, targs, "accuracy_np")
+    hits = preds.argmax(class_axis(preds)) == actual
+    n = int(counted(preds, actual).sum())
+    return int(hits.sum()) / n if n else float("nan")
 
 
 def accuracy_multi(preds: Tensor, targs: Tensor, thresh: float) -> Tensor:
-    """Share of right entries where a row may have several classes.
+    """Returns the share of right entries where a row may have several classes.
 
     Args:
-        preds: Scores, `(n, c)`; above `thresh` counts as yes.
-        targs: 0 or 1, `(n, c)`.
-        thresh: The bound.
+        preds: One number for each row and class, `(n, c)`; above `thresh` means 1. Of one class
+            `(n, 1)` or `(n,)`.
+        targs: 0 or 1, in the same shape; a column `(n, 1)` and a row `(n,)` are the same labels.
+        thresh: In the unit of `preds`: 0.0 for scores, as `nn.BCEWithLogitsLoss` takes them, 0.5
+            for probabilities.
+
+    Raises:
+        ValueError: for other shapes, and for targets other than 0 and 1.
 
     Examples:
         >>> accuracy_multi(torch.tensor([[0.9, 0.1]]), torch.tensor([[1, 1]]), 0.5).item()
         0.5
     """
-    return _share((preds > thresh) == (targs > 0))
+    return _exact((preds > thresh) == zero_or_one(preds, targs, "accuracy_multi")).mean()
 
 
 def accuracy_multi_np(preds: np.ndarray, targs: np.ndarray, thresh: float) -> float:
-    """`accuracy_multi` of numpy arrays."""
-    return float(((preds > thresh) == (targs > 0)).mean())
+    """`accuracy_multi` of NumPy arrays."""
+    preds, targs = np.asarray(to_np(preds)), np.asarray(to_np(targs))
+    return float(((preds > thresh) == zero_or_one(preds, targs, "accuracy_multi_np")).mean())
 
 
 def accuracy_thresh(thresh: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """`accuracy_multi` with this threshold, as a metric for `fit`.
+    """Returns `accuracy_multi` with this threshold, as a metric for `fit`.
 
     Examples:
         >>> accuracy_thresh(0.5).__name__
@@ -125,12 +164,12 @@ def accuracy_thresh(thresh: float) -> Callable[[Tensor, Tensor], Tensor]:
     return metric
 
 
-def _share(hits: Tensor) -> Tensor:
-    """The mean of truth values, in float64 where there is one, so that 0.838 is not 0.83799999."""
-    return hits.to(torch.float32 if hits.device.type == "mps" else torch.float64).mean()
+def _exact(hits: Tensor) -> Tensor:
+    """Booleans as float64 where the device has it, so that 0.838 is not 0.83799999."""
+    return hits.to(torch.float32 if hits.device.type == "mps" else torch.float64)
 
 
-# ---- what predictions of classes say ------------------------------------------------------
+# ---- probabilities and counts of classes -------------------------------------------------
 
 
 def probabilities(preds: Any) -> np.ndarray:
@@ -145,28 +184,31 @@ def probabilities(preds: Any) -> np.ndarray:
         float64, `(n, c)`, with two columns for `(n,)` and `(n, 1)`.
 
     Raises:
-        ValueError: for any other shape.
+        ValueError: for any other shape, and for integers `(n,)` that are classes already.
 
     Examples:
         >>> probabilities(torch.tensor([[0.25, 0.75], [0.5, 0.5]]).log())
         array([[0.25, 0.75],
                [0.5 , 0.5 ]])
     """
-    p = np.asarray(to_np(preds), dtype=np.float64)
-    if p.ndim == 1 or (p.ndim == 2 and p.shape[1] == 1):
-        p = p.reshape(-1)
-        p = p if ((p >= 0) & (p <= 1)).all() else 1 / (1 + np.exp(-p))
-        return np.stack([1 - p, p], axis=1)
-    if p.ndim != 2:
+    p = np.asarray(to_np(preds))
+    one = p.ndim == 1 or (p.ndim == 2 and p.shape[1] == 1)
+    inside = bool(((p >= 0) & (p <= 1)).all())
+    if p.ndim not in (1, 2) or (one and p.dtype.kind in "iu" and not inside):
         raise ValueError(
             explain(
-                "preds are not predictions of classes",
-                got=f"shape {p.shape}",
+                "preds must be a net's output for classes",
+                got=f"{p.dtype} of shape {p.shape}",
                 wanted="(n, c): a number for each row and class",
                 fix="preds = predict(net, md.val_dl)",
                 entry="metrics",
             )
         )
+    p = p.astype(np.float64)
+    if one:
+        p = p.reshape(-1)
+        p = p if inside else 1 / (1 + np.exp(-p))
+        return np.stack([1 - p, p], axis=1)
     if (p >= 0).all() and np.allclose(p.sum(axis=1), 1, atol=1e-3):
         return p
     p = np.exp(p - p.max(axis=1, keepdims=True))
@@ -174,59 +216,70 @@ def probabilities(preds: Any) -> np.ndarray:
 
 
 def confusion_matrix(preds: Any, targs: Any) -> np.ndarray:
-    """How often each class was taken for each.
+    """Counts how often each class was predicted as each.
 
     Args:
-        preds: The net's output, `(n, c)`, or the classes it says, whole numbers `(n,)`.
-        targs: Classes, whole numbers `(n,)`.
+        preds: The net's output, `(n, c)`, or the predicted classes, integers `(n,)`.
+        targs: Classes, integers `(n,)` or in a column `(n, 1)`.
 
     Returns:
-        int64, `(c, c)`: in row i and column j how many rows of class i were taken for class j.
+        int64, `(c, c)`: in row i and column j how many rows of class i were predicted as class j.
+
+    Raises:
+        ValueError: for targets that are not classes, or are not as many as the predictions.
 
     Examples:
         >>> confusion_matrix([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]], [0, 0, 1])
         array([[1, 1],
                [0, 1]])
     """
-    preds, targs = np.asarray(to_np(preds)), np.asarray(to_np(targs))
-    said = preds if preds.ndim == 1 and preds.dtype.kind in "iu" else None
+    preds = np.asarray(to_np(preds))
+    one = preds.ndim == 1 or preds.shape[1] == 1
     c = 0
-    if said is None:
+    if one and preds.dtype.kind in "iub":
+        said = class_labels(preds, name="preds")
+        actual = class_labels(targs, len(said))
+    else:
         chance = probabilities(preds)
         said, c = chance.argmax(axis=1), chance.shape[1]
-    c = max(c, int(said.max(initial=-1)) + 1, int(targs.max(initial=-1)) + 1)
-    return np.bincount(targs.astype(np.int64) * c + said, minlength=c * c).reshape(c, c)
+        actual = class_labels(targs, len(said), 2 if one else None)
+    c = max(c, int(said.max(initial=-1)) + 1, int(actual.max(initial=-1)) + 1)
+    return np.bincount(actual * c + said, minlength=c * c).reshape(c, c)
 
 
-# ---- precision and recall: two classes, log-probabilities --------------------------------
+# ---- precision and recall of two classes -------------------------------------------------
 
 
 @whole_epoch
 def recall(
     log_preds: Tensor, targs: Tensor, thresh: float = 0.5, epsilon: float = EPSILON
 ) -> Tensor:
-    """Share of the rows of class 1 that are found.
+    """Returns the share of the rows of class 1 that are predicted as class 1.
 
     Args:
-        log_preds: Log-probabilities of the two classes, `(n, 2)`.
-        targs: 0 or 1, `(n,)`.
+        log_preds: Log-probabilities of the two classes, `(n, 2)`; or probabilities, or scores, of
+            which the softmax is taken.
+        targs: 0 or 1, `(n,)` or in a column `(n, 1)`.
         thresh: A row counts as class 1 when its probability is above it.
         epsilon: Keeps the share defined where no row is of class 1.
+
+    Raises:
+        ValueError: unless there are two outputs and every label is 0 or 1.
 
     Examples:
         >>> log_preds = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]]).log()
         >>> recall(log_preds, torch.tensor([0, 1, 1]))
         tensor(0.5000)
     """
-    return cast(Tensor, _recall(log_preds[:, 1].exp() > thresh, targs > 0, epsilon))
+    return cast(Tensor, _recall(*_two_classes(log_preds, targs, thresh, "recall"), epsilon))
 
 
 @whole_epoch
 def precision(
     log_preds: Tensor, targs: Tensor, thresh: float = 0.5, epsilon: float = EPSILON
 ) -> Tensor:
-    """Share of the rows taken for class 1 that are of class 1; arguments as for `recall`."""
-    return cast(Tensor, _precision(log_preds[:, 1].exp() > thresh, targs > 0, epsilon))
+    """Returns the share of the rows predicted as class 1 that are; arguments as for `recall`."""
+    return cast(Tensor, _precision(*_two_classes(log_preds, targs, thresh, "precision"), epsilon))
 
 
 @whole_epoch
@@ -240,46 +293,66 @@ def fbeta(
     """The weighted harmonic mean of precision p and recall r: `(1 + b²) p r / (b² p + r)`.
 
     Args:
-        log_preds: Log-probabilities of the two classes, `(n, 2)`.
-        targs: 0 or 1, `(n,)`.
+        log_preds: Log-probabilities, probabilities or scores of the two classes, `(n, 2)`.
+        targs: 0 or 1, `(n,)` or in a column `(n, 1)`.
         beta: Above 1 recall counts more, below 1 precision.
         thresh: A row counts as class 1 when its probability is above it.
         epsilon: Keeps the shares defined where there is nothing to share.
 
     Raises:
-        ValueError: if `beta` is not above 0.
+        ValueError: if `beta` is not above 0; unless there are two outputs and every label is 0 or
+            1.
     """
-    found, actual = log_preds[:, 1].exp() > thresh, targs > 0
-    p, r = _precision(found, actual, epsilon), _recall(found, actual, epsilon)
+    both = _two_classes(log_preds, targs, thresh, "fbeta")
+    p, r = _precision(*both, epsilon), _recall(*both, epsilon)
     return cast(Tensor, _fbeta(p, r, beta, epsilon))
 
 
 @whole_epoch
 def f1(log_preds: Tensor, targs: Tensor, thresh: float = 0.5, epsilon: float = EPSILON) -> Tensor:
     """`fbeta` with beta 1: precision and recall count the same."""
-    return fbeta(log_preds, targs, 1, thresh, epsilon)
+    both = _two_classes(log_preds, targs, thresh, "f1")
+    p, r = _precision(*both, epsilon), _recall(*both, epsilon)
+    return cast(Tensor, _fbeta(p, r, 1, epsilon))
 
 
-# ---- the same for several classes a row, numpy, probabilities ----------------------------
+def _two_classes(preds: Tensor, targs: Tensor, thresh: float, metric: str) -> tuple[Any, Any]:
+    """Which rows are predicted as class 1, and which are of it."""
+    actual = two_classes(preds, targs, metric)
+    return probability_of_class_1(preds) > thresh, actual
+
+
+# ---- the same for several classes a row, NumPy, probabilities ----------------------------
 
 
 def recall_np(
     preds: np.ndarray, targs: np.ndarray, thresh: float = 0.5, epsilon: float = EPSILON
 ) -> float:
-    """Share of the entries that are 1 in `targs` with a probability above `thresh`.
+    """Returns the share of the entries that are 1 in `targs` with a probability above `thresh`.
+
+    Args:
+        preds: Probabilities, `(n, c)`; of one class `(n, 1)` or `(n,)`.
+        targs: 0 or 1, in the same shape.
+        thresh: An entry counts as 1 when its probability is above it. For scores, their own
+            threshold: 0.0.
+        epsilon: Keeps the share defined where no entry is 1.
+
+    Raises:
+        ValueError: for other shapes, targets other than 0 and 1, and numbers outside 0..1 with a
+            threshold between 0 and 1.
 
     Examples:
         >>> round(recall_np(np.array([[0.9, 0.1], [0.8, 0.3]]), np.array([[1, 1], [1, 0]])), 4)
         0.6667
     """
-    return float(_recall(preds > thresh, targs > 0, epsilon))
+    return float(_recall(*_entries(preds, targs, thresh, "recall_np"), epsilon))
 
 
 def precision_np(
     preds: np.ndarray, targs: np.ndarray, thresh: float = 0.5, epsilon: float = EPSILON
 ) -> float:
-    """Share of the entries with a probability above `thresh` that are 1 in `targs`."""
-    return float(_precision(preds > thresh, targs > 0, epsilon))
+    """Share of the entries above `thresh` that are 1 in `targs`; arguments as for `recall_np`."""
+    return float(_precision(*_entries(preds, targs, thresh, "precision_np"), epsilon))
 
 
 def fbeta_np(
@@ -289,9 +362,10 @@ def fbeta_np(
     thresh: float = 0.5,
     epsilon: float = EPSILON,
 ) -> float:
-    """`fbeta` over all entries of probabilities and targets, each `(n, c)`."""
-    p = precision_np(preds, targs, thresh, epsilon)
-    return float(_fbeta(p, recall_np(preds, targs, thresh, epsilon), beta, epsilon))
+    """`fbeta` over all entries of probabilities and targets, each `(n, c)`; see `recall_np`."""
+    both = _entries(preds, targs, thresh, "fbeta_np")
+    p, r = _precision(*both, epsilon), _recall(*both, epsilon)
+    return float(_fbeta(p, r, beta, epsilon))
 
 
 def f1_np(
@@ -299,6 +373,14 @@ def f1_np(
 ) -> float:
     """`fbeta_np` with beta 1."""
     return fbeta_np(preds, targs, 1, thresh, epsilon)
+
+
+def _entries(preds: Any, targs: Any, thresh: float, metric: str) -> tuple[Any, Any]:
+    """Which entries are predicted to be 1, and which are."""
+    preds, targs = np.asarray(to_np(preds)), np.asarray(to_np(targs))
+    actual = zero_or_one(preds, targs, metric)
+    check_probabilities(preds, thresh, metric)
+    return preds > thresh, actual
 
 
 def _recall(found: Any, actual: Any, epsilon: float) -> Any:
@@ -407,16 +489,13 @@ class EpochMetric:
 
     def update(self, preds: Any, targs: Any) -> None:
         """Adds a copy of a batch: a net may write its outputs into one buffer."""
-        self.preds.append(map_structure(_to_cpu, preds))
-        self.targs.append(map_structure(_to_cpu, targs))
+        cpu = torch.device("cpu")
+        self.preds.append(cloned(preds, cpu))
+        self.targs.append(cloned(targs, cpu))
 
     def compute(self) -> float:
         """The value over all batches."""
         return float(self.metric(concat(self.preds), concat(self.targs)))
-
-
-def _to_cpu(leaf: Any) -> Any:
-    return leaf.detach().to("cpu", copy=True) if isinstance(leaf, Tensor) else leaf
 
 
 def meter(metric: Any) -> Meter:

@@ -62,6 +62,8 @@ def _of_the_net(error: Exception, net: nn.Module, x: Any) -> str:
         if reached is not None and reached.dtype == torch.bool:
             wanted = f"float32 at {name}: of several inputs booleans are masks, and stay bool"
             fix = "that array's .astype(np.float32), if it is not a mask"
+        elif reached is not None and reached.is_complex():  # float32 would drop a part
+            wanted, fix = "one type for both", "x.astype(np.complex64), or net.to(torch.complex128)"
     return explain(problem, got=got, wanted=wanted, fix=fix, entry=entry)
 
 

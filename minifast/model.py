@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from . import look
 from .batches import Lookahead
 from .callback import Callback, Events, Run
-from .checkpoint import drawn_again, random_state, restore
 from .checks import check_list, check_loader, check_net, check_stepper, checked_run
 from .core import T, V, device_of, modes_kept, set_lrs, to_np
 from .dataset import ModelData
@@ -23,6 +22,8 @@ from .history import History
 from .interrupts import interrupts
 from .prediction import iter_predict, predict, predict_with_targs
 from .progress import Progress
+from .resume import drawn_again, restore
+from .rng import random_state
 from .run_loaders import loader_views
 from .stepper import Stepper, split_batch
 from .team import failing_together, heard, join, same_net, together
@@ -111,7 +112,7 @@ def fit(
     events = Events(heard(run, [*run.callbacks, Progress()] if progress else run.callbacks))
     with together(run, stepper) as stepper, _undone_afterwards(run, events):
         if resume is not None:
-            restore(run, resume)
+            restore(run, resume, events)
         for epoch in range(run.epoch, run.epochs):
             if run.stopped:
                 break
@@ -153,7 +154,6 @@ def _undone_afterwards(run: Run, events: Events) -> Iterator[None]:
 def _train_epoch(run: Run, stepper: Stepper, events: Events) -> None:
     """Learns from each batch of the training data once, or until somebody asks to stop."""
     device = device_of(run.net)
-    run.net.train()
     batches, numbers = _begun(run, events)
     step = look.first_step(run, stepper)
     for batch in batches:
@@ -175,10 +175,13 @@ def _train_epoch(run: Run, stepper: Stepper, events: Events) -> None:
 
 
 def _begun(run: Run, events: Events) -> tuple[Iterator[Any], Iterator[int]]:
-    """The batches of the epoch and their numbers; of a resumed one those that are left."""
+    """The batches of the epoch and their numbers; of a resumed one, which `restore` has begun,
+    those that are left."""
     done = run.step - run.epoch_start
     if not done:
         run.batch = 0
+        run.net.train()
+        run.began = random_state(run.data.trn_dl)
         events.on_epoch_begin(run)
         if run.stopped:
             return iter(()), count()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .arrays import by_position
 from .core import explain, modes_kept, to_np
+from .metric_inputs import class_labels
 from .metrics import probabilities
 from .pictures import COLOURS, INK, MISTAKE, MUTED, dress, new_figure
 from .pictures import plot_lines as plot_lines
@@ -71,8 +72,8 @@ def plot_predictions(
         ['0 (90 %)', 'says 1 (80 %)\\nis 0']
     """
     chance = probabilities(preds)[:n]
-    true = None if targs is None else np.asarray(to_np(targs))[:n]
-    return _said(ims[: len(chance)], chance, true, classes, rows)
+    true = None if targs is None else class_labels(targs, c=chance.shape[1])[:n]
+    return _said(by_position(ims)[: len(chance)], chance, true, classes, rows)
 
 
 def plot_top_losses(
@@ -94,7 +95,8 @@ def plot_top_losses(
         >>> figure.axes[0].get_title()
         'says 1 (80 %)\\nis 0 (20 %)'
     """
-    chance, true = probabilities(preds), np.asarray(to_np(targs))
+    chance = probabilities(preds)
+    true = class_labels(targs, *chance.shape)
     worst = np.argsort(chance[np.arange(len(true)), true], kind="stable")[:n]
     images = [by_position(ims)[int(i)] for i in worst]
     return _said(images, chance[worst], true[worst], classes, rows, both=True)
@@ -196,7 +198,7 @@ def plot_calibration(preds: Any, targs: Any, bins: int = 10) -> Figure:
         'calibration error 0.450'
     """
     chance = probabilities(preds)
-    sure, right = chance.max(axis=1), chance.argmax(axis=1) == np.asarray(to_np(targs))
+    sure, right = chance.max(axis=1), chance.argmax(axis=1) == class_labels(targs, *chance.shape)
     place = np.minimum((sure * bins).astype(int), bins - 1)
     rows = np.bincount(place, minlength=bins)
     there = rows > 0
@@ -362,7 +364,7 @@ def _outputs(net: nn.Module, x: Any, layer: str | nn.Module | None) -> dict[str,
 def plot_history(history: History, losses: Sequence[float] | None = None) -> Figure:
     """Draws the columns of a history over its epochs: losses on the left, the rest on the right.
 
-    The epoch with the smallest validation loss is marked.
+    The epoch with the smallest validation loss is marked; without validation data, none.
 
     Args:
         history: What `fit` gives.
@@ -380,7 +382,7 @@ def plot_history(history: History, losses: Sequence[float] | None = None) -> Fig
     figure = plot_lines({title: p for title, p in panels.items() if p}, "epoch", epochs)
     judged = columns.get("val_loss", columns.get("trn_loss", []))
     finite = [(loss, i) for i, loss in enumerate(judged) if loss is not None and loss == loss]
-    if len(finite) > 1:
+    if len(finite) > 1 and "val_loss" in columns:
         best = epochs[min(finite)[1]]
         for ax in figure.axes:
             ax.axvline(best, color=MISTAKE, linestyle=":", label=f"best: epoch {best}", zorder=0)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .core import explain, to_np
 from .files import whole_file
 from .history import as_text, html_table
+from .metric_inputs import class_labels
 from .metrics import confusion_matrix, probabilities
 from .prediction import predictions
 from .stepper import Stepper
@@ -147,13 +148,15 @@ def report(
     Args:
         net: Any module that gives a number for each class, `(n, c)`; see
             `minifast.metrics.probabilities`.
-        dl: A loader of batches `(x, y)`, such as `md.val_dl`, with y a class for each row.
+        dl: A loader of batches `(x, y)`, such as `md.val_dl`, with y a class for each row: `(n,)`
+            or in a column `(n, 1)`.
+            or in a column `(n, 1)`.
         classes: Names of the classes; their numbers, if not given.
         n_worst: How many of the worst rows and most confused pairs to keep.
         stepper: The stepper that the net was trained with, if its `forward` is not the plain one.
 
     Raises:
-        ValueError: if there are no rows, or the targets are no classes.
+        ValueError: if there are no rows, or the targets are not classes 0 to c - 1.
 
     Examples:
         >>> import torch
@@ -180,8 +183,9 @@ def report(
           0    cat   cat  0.880797  0.880797
     """
     preds, targs, images_of = _predicted(net, dl, stepper, n_worst)
-    _check_classes(targs, classes, preds)
     chance = probabilities(preds)
+    targs = class_labels(targs, len(chance), chance.shape[1])
+    _check_names(classes, chance.shape[1])
     names = [str(name) for name in (range(chance.shape[1]) if classes is None else classes)]
     matrix = confusion_matrix(chance, targs)
     rows, taken, hits = matrix.sum(axis=1), matrix.sum(axis=0), matrix.diagonal()
@@ -216,21 +220,13 @@ def report(
     return Report(accuracy, per_class, confused, worst, matrix, chance, targs, images, names)
 
 
-def _check_classes(targs: np.ndarray, classes: Sequence[object] | None, preds: np.ndarray) -> None:
-    c = preds.shape[1] if preds.ndim == 2 and preds.shape[1] > 1 else 2
-    problem = None
-    if targs.ndim != 1 or targs.dtype.kind not in "iu" or not len(targs):
-        problem = f"targets of shape {targs.shape} and type {targs.dtype}"
-    elif targs.min() < 0 or targs.max() >= c:
-        problem = f"classes from {targs.min()} to {targs.max()} for {c} outputs"
-    elif classes is not None and len(classes) != c:
-        problem = f"{len(classes)} names for {c} outputs"
-    if problem:
+def _check_names(classes: Sequence[object] | None, c: int) -> None:
+    if classes is not None and len(classes) != c:
         raise ValueError(
             explain(
-                "this is no report on classes",
-                got=problem,
-                wanted="a whole number from 0 for each row, and an output for each class",
+                "classes must have a name for each output",
+                got=f"{len(classes)} names for {c} outputs",
+                wanted="as many names as the net has outputs; two for a net of one output",
                 fix="report(net, md.val_dl)",
                 entry="metrics",
             )

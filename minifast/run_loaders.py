@@ -27,7 +27,7 @@ def loader_views(run: Run) -> Iterator[None]:
     views = LoaderViews(run)
     before, run.loader_for = run.loader_for, views
     try:
-        run.given = size_of(run)
+        run.first_loader, run.given = run.data.trn_dl, size_of(run)
         found = [dl for dl in (run.data.trn_dl, run.data.val_dl) if views.is_cached(dl)]
         if not _told.issuperset(found):
             run.kept = f"rows kept on {views.cache.device}: {views.cache.size / 1e6:,.0f} MB"

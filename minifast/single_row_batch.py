@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from .callback import Run
-from .checkpoint import random_state, set_random_state
 from .core import explain, length
 from .dataloader import ArrayLoader
+from .rng import random_state, set_random_state
 from .sharded import is_sharded
 from .stepper import split_batch
 

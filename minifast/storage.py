@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from .core import explain
 from .files import older, whole_file
@@ -217,13 +218,23 @@ def weights_differ(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[s
     differs += [f"{name} is too many" for name in theirs if name not in ours]
     for name in ours:
         a, b = ours[name], theirs.get(name)
-        if not isinstance(a, Tensor) or name not in theirs:
+        if not isinstance(a, Tensor) or is_lazy(a) or name not in theirs:
             continue
         if not isinstance(b, Tensor):
             differs.append(f"{name} is a {type(b).__name__}")
         elif a.shape != b.shape or a.dtype != b.dtype:
             differs.append(f"{name} is {_shape(b)}, here {_shape(a)}")
     return differs
+
+
+def has_nan(t: Tensor) -> bool:
+    """Whether a tensor of floats holds nan."""
+    if is_lazy(t) or t.is_meta or not (t.is_floating_point() or t.is_complex()):
+        return False
+    try:
+        return bool(t.isnan().any())
+    except RuntimeError:  # a dtype that cannot be asked
+        return False
 
 
 def _shape(t: Tensor) -> str:
@@ -292,7 +303,12 @@ def as_data(value: Any, where: str) -> Any:
         parts = [as_data(part, f"{where}[{i}]") for i, part in enumerate(value)]
         return parts if isinstance(value, list) else tuple(parts)
     if isinstance(value, Tensor):
-        return value.detach()
+        plain = value.detach()
+        dense = plain.layout == torch.strided and not (plain.is_quantized or plain.is_nested)
+        if type(plain) is Tensor and dense:
+            return plain
+        kind = f"{type(plain).__name__} ({plain.layout})"
+        raise TypeError(f"{where} is a {kind}: of tensors only plain dense ones can be saved")
     if isinstance(value, np.generic):
         value = value.item()
     if type(value) in PLAIN:

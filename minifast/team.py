@@ -20,15 +20,16 @@ from torch.nn.parameter import is_lazy
 
 from .batches import concat, map_structure, scatter, shard_size
 from .callback import Callback, Run
-from .checkpoint import random_state, set_random_state
 from .core import explain
 from .dataloader import ArrayLoader
 from .losses import weighted
 from .metrics import WeightedMean
 from .process_group import begin_group, is_helper, world_size
+from .rng import random_state, set_random_state
 from .sharded import is_sharded
 from .stepper import Stepper
-from .together import Agree, Averaging, Together, others
+from .together import Agree, Averaging, Together
+from .trained import Trained, others
 
 __all__ = ["Team", "join"]
 
@@ -205,12 +206,13 @@ class Team:
             stack.enter_context(self.failing_together())
             run.crit = weighted(run.crit)
             self.same_net(run.net)
-            self.same(*others(run.net, run.opt))
+            trained = Trained(run.net, run.crit, run.opt)
+            self.same(*others(run.net, run.opt), *trained.buffers())
             averaging = None
             if not is_sharded(run.net):  # fully_shard has hooks of its own
                 averaging = stack.enter_context(Averaging().of(run.net))
             yield Together(self, stepper, averaging)
-            self.same(*run.net.buffers())
+            self.same(*trained.buffers())
             self.total(0.0)  # whoever ends otherwise has said so by now
 
     @contextmanager

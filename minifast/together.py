@@ -14,6 +14,7 @@ from .callback import Callback, Events, Run
 from .core import device_of, explain
 from .losses import original
 from .stepper import Stepper
+from .trained import Trained, others
 
 if TYPE_CHECKING:
     from .team import Team
@@ -47,12 +48,6 @@ class Together(Stepper):
                 p.grad = torch.zeros_like(p)
             self.team.dist.all_reduce(p.grad)
             p.grad /= self.team.size
-
-
-def others(net: nn.Module, opt: torch.optim.Optimizer) -> list[Tensor]:
-    """What the optimizer changes and is not the net's: a loss may have parameters."""
-    ours = {id(p) for p in net.parameters()}
-    return [p for group in opt.param_groups for p in group["params"] if id(p) not in ours]
 
 
 class Weighting(Events):
@@ -127,19 +122,23 @@ class Agree(Callback):
         self._agree(run)
 
     def on_validate_begin(self, run: Run) -> None:
-        self.team.same(*run.net.buffers())
+        self.team.same(*_buffers(run))
 
     def on_epoch_end(self, run: Run) -> None:
-        self.team.same(*run.net.buffers())  # without validation it was not done yet
+        self.team.same(*_buffers(run))  # without validation it was not done yet
         self._agree(run)
 
     def _agree(self, run: Run) -> None:
         if self.team.total(run.asked is not None)[0]:
-            self.team.same(*run.net.buffers())
+            self.team.same(*_buffers(run))
             told = [asked for asked in self.team.gathered(run.asked) if asked is not None]
             run.stopped = run.stopped or told[0][0]
             run.paused = all(paused for _, paused in told)
             run.asked = None
+
+
+def _buffers(run: Run) -> list[Tensor]:
+    return Trained(run.net, run.crit, run.opt).buffers()
 
 
 class Averaging:

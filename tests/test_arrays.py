@@ -140,6 +140,8 @@ masked = np.ma.array(X, mask=X > 1)
         (pd.Series(pd.date_range("2020", periods=12)), TypeError, "datetime"),
         (np.full(12, 2**63, np.uint64), ValueError, "too large for int64.*float64"),
         (torch.full((12,), 2**63, dtype=torch.uint64), ValueError, "too large for int64"),
+        (np.full(12, 1e300), ValueError, "too large for float32.*up to 1e.300.*scale"),
+        (np.full(12, 1e300j), ValueError, "too large for float32"),
         ([torch.ones(2), torch.ones(3)], TypeError, "cannot become a tensor"),
         ([[torch.ones(2, requires_grad=True), 1]], TypeError, "cannot become a tensor"),
         (lambda: torch.eye(12).to_sparse_csr(), TypeError, "layout.*to_dense"),
@@ -168,6 +170,22 @@ masked = np.ma.array(X, mask=X > 1)
 def test_what_cannot_be_rows_is_a_clear_error(given, error, words):
     with pytest.raises(error, match=f"(?s)array 0 .*{words}.*more:"):
         ArrayLoader(given() if callable(given) else given, np.arange(12))
+
+
+def test_infinite_and_missing_numbers_stay_what_they_are():
+    x = np.array([[np.inf, -np.inf, np.nan, 1e300]])[:, :3]
+    assert np.array_equal(next(iter(ArrayLoader(x, [0])))[0], x, equal_nan=True)
+
+
+def test_complex_numbers_in_batches_of_another_loader():
+    net = nn.Linear(3, 1, dtype=torch.complex64)
+    loss = lambda p, y: (p - y).abs().mean()  # noqa: E731
+    x, y = X + 1j, np.ones((12, 1)) * 1j
+    opt = optim.SGD(net.parameters(), lr=0.01)
+    fit(net, ModelData(".", [(x, y)]), 1, loss, opt, progress=False)
+    batches = [(torch.from_numpy(x), torch.from_numpy(y))]
+    with pytest.raises(RuntimeError, match=r"(?s)different types.*astype\(np.complex64\)"):
+        fit(net, ModelData(".", batches), 1, loss, opt, progress=False)
 
 
 def test_rows_of_a_source_that_masks_some():
@@ -426,6 +444,23 @@ def test_copies_hand_out_their_own_rows_in_the_same_order(way):
     copied = copies_of(md)[way]
     assert copied.c == 12 and copied.trn_ds.x is not md.trn_ds.x
     assert [len(x) for x, _ in copied.val_dl] == [12]
+
+
+@pytest.mark.parametrize("way", ["deepcopy", "pickle"])
+def test_copies_of_memory_maps_are_of_the_same_files(way, tmp_path):
+    np.save(tmp_path / "x.npy", RNG.normal(size=(2000, 3)))
+    np.save(tmp_path / "y.npy", np.arange(2000))
+    x, y = (np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in "xy")
+    md = ImageClassifierData.from_arrays(".", (x[10:], y[10:]), (x[:10], y[:10]), seed=1)
+    assert len(pickle.dumps(md)) < 20_000
+    copied = copies_of(md)[way]
+    for ours, theirs in zip((md.trn_ds, md.val_ds), (copied.trn_ds, copied.val_ds), strict=True):
+        assert isinstance(theirs.x, np.memmap)
+        np.testing.assert_array_equal(ours.x, theirs.x)
+        np.testing.assert_array_equal(ours.y, theirs.y)
+    for ours, theirs in zip(md.trn_dl, copied.trn_dl, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert copied.c == md.c == 2000
 
 
 def sums(loader):

@@ -92,7 +92,7 @@ def test_on_the_cpu_cuda_graph_is_the_ordinary_step():
 
 
 def test_a_run_of_many_gpus_goes_on_where_there_are_fewer():
-    from minifast.checkpoint import random_state, set_random_state
+    from minifast.rng import random_state, set_random_state
 
     state = random_state(None) | {"cuda": [torch.zeros(16, dtype=torch.uint8)] * 8}
     torch.rand(3)

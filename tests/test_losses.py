@@ -183,6 +183,9 @@ CRITS = {
     "subclass": Inherited(weight=WEIGHT),
     "wrapped": Wrapped(),
     "declared": declared,
+    "scaled": lambda p, t: -(F.cross_entropy(p, t) * -0.5) / 2 + 1,
+    "two heads": lambda p, t: F.cross_entropy(p, t) + 0.4 * F.cross_entropy(p.flip(1), t),
+    "float": lambda p, t: float(F.cross_entropy(p, t, WEIGHT)),
 }
 
 
@@ -206,6 +209,20 @@ def test_a_mean_of_ones_own_counts_rows() -> None:
     crit = Focal(weight=torch.tensor([1.0, 10.0, 0.1]))
     found = validate(nn.Identity(), list(zip(x.split(25), y.split(25), strict=True)), crit)
     assert found["val_loss"] == pytest.approx(float(crit(x, y)), rel=1e-6)
+
+
+def test_sums_of_what_divides_differently_and_products_count_rows() -> None:
+    parts = [torch.arange(9), torch.arange(9, 12)]
+    batches = [(scores()[rows], LABELS[rows]) for rows in parts]
+    for crit in (
+        lambda p, t: F.cross_entropy(p, t) + F.cross_entropy(p, t, WEIGHT),
+        lambda p, t: F.cross_entropy(p, t) * F.cross_entropy(p, t),
+        lambda p, t: F.cross_entropy(p, t) + p.std(),
+        lambda p, t: F.cross_entropy(p, t).exp(),
+    ):
+        each = [float(crit(*batch)) for batch in batches]
+        found = validate(nn.Identity(), batches, crit)["val_loss"]
+        assert found == pytest.approx(np.average(each, weights=[9, 3]), rel=1e-6)
 
 
 @pytest.mark.parametrize("axes", [(1, 0), (0, 1)], ids=["sequence first", "batch first"])

@@ -23,6 +23,7 @@ from minifast import (
     save_weights,
     validate,
 )
+from minifast.metrics import f1
 from minifast.plugins import (
     Checkpoint,
     CSVLogger,
@@ -31,6 +32,7 @@ from minifast.plugins import (
     OneCycle,
     SaveBest,
     TimeLimit,
+    class_weights,
 )
 from minifast.testing import example_fit, example_net
 
@@ -547,6 +549,37 @@ ARGUMENTS = {
         nn.MSELoss,
         metrics=[lambda p, t: accuracy(p.squeeze(1), t)],
     ),
+    "accuracy of one output": With(
+        r"accuracy must have an output for each class.*accuracy_thresh\(0.0\)",
+        arrays(X, B[:, None], continuous=True),
+        lambda: linear(1),
+        nn.BCEWithLogitsLoss,
+        metrics=[accuracy],
+    ),
+    "f1 of three classes": With("f1 must have outputs for two classes", metrics=[f1]),
+    "f1 of labels from 1": With(
+        "f1 must have targets that are 0 or 1",
+        lambda: ModelData(".", [(torch.ones(4, 6), torch.tensor([1, 2, 1, 2]))]),
+        lambda: linear(2),
+        own(lambda p, y: p.mean()),
+        metrics=[f1],
+    ),
+    "no validation data to watch": With(
+        "'val_loss' must be a column.*trn_loss",
+        lambda: ModelData(".", ArrayLoader(X, Y)),
+        callbacks=[EarlyStopping()],
+    ),
+    "no validation data to keep the best by": With(
+        "'accuracy' must be a column.*trn_loss",
+        lambda: ModelData(".", ArrayLoader(X, Y)),
+        metrics=[accuracy],
+        callbacks=[SaveBest("accuracy")],
+    ),
+    "a column that is not there": With(
+        "'acc' must be a column.*trn_loss, val_loss, accuracy",
+        metrics=[accuracy],
+        callbacks=[EarlyStopping("acc")],
+    ),
     "callbacks is a callback": With("callbacks is no list", callbacks=EarlyStopping()),
     "callbacks is a class": With("callbacks is no list", callbacks=EarlyStopping),
     "callbacks holds a class": With("callbacks holds something else", callbacks=[EarlyStopping]),
@@ -637,6 +670,18 @@ OPTIONS = {
     "TimeLimit of nothing": lambda: TimeLimit(0),
     "accumulation of none": lambda: GradAccumulation(0),
     "a mode of its own": lambda: EarlyStopping(mode="best"),
+    "a column whose direction is not known": lambda: SaveBest("score"),
+    "a column with words of both kinds": lambda: EarlyStopping("dice_loss"),
+    "weights of float labels": lambda: class_weights([0.0, 1.0]),
+    "weights of negative labels": lambda: class_weights([0, 1, -1]),
+    "weights of one-hot labels": lambda: class_weights(np.eye(3, dtype=int)),
+    "weights of more classes": lambda: class_weights([0, 1, 5], c=3),
+    "weights of no labels": lambda: class_weights([-100, -100]),
+    "weights of names": lambda: class_weights(np.array(["cat", "dog"])),
+    "accuracy of one output": lambda: accuracy(torch.zeros(4, 1), torch.zeros(4, 1)),
+    "validate with accuracy of one output": lambda: validate(
+        linear(1), ArrayLoader(X, B[:, None]), nn.BCEWithLogitsLoss(), [accuracy]
+    ),
     "another mode of its own": lambda: SaveBest(mode="up"),
     "a rate below 0": lambda: OneCycle(-1.0),
     "predict from an array": lambda: predict(softmax(), X),

@@ -83,7 +83,7 @@ def test_pictures_of_the_worst_rows_are_those_rows():
 @pytest.mark.parametrize(
     ("targs", "options", "words"),
     [
-        (np.zeros((3, 1)), {}, r"targets of shape \(3, 1\)"),
+        (np.zeros((3, 2)), {}, r"targets of shape \(3, 2\)"),
         (np.array([0.5, 1.0, 2.0]), {}, "type float"),
         (np.array([0, 1, 7]), {}, "classes from 0 to 7 for 3 outputs"),
         (np.array([0, 1, 2]), {"classes": "ab"}, "2 names for 3 outputs"),

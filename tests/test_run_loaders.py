@@ -3,6 +3,7 @@
 import copy
 import threading
 
+import numpy as np
 import pytest
 import torch
 from torch import nn, optim
@@ -64,9 +65,14 @@ def test_a_view_leaves_the_loader_as_it_is():
     assert [len(x) for x, _ in back] == [8, 8, 1]
 
 
+@pytest.mark.parametrize("where", ["memory", "disk"])
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_shards_are_the_whole_batches(shuffle):
-    loader = ArrayLoader(X, Y, bs=2, shuffle=shuffle, seed=1)
+def test_shards_are_the_whole_batches(shuffle, where, tmp_path):
+    x = X.numpy()
+    if where == "disk":
+        np.save(tmp_path / "x.npy", x)
+        x = np.load(tmp_path / "x.npy", mmap_mode="r")
+    loader = ArrayLoader(x, Y, bs=2, shuffle=shuffle, seed=1)
     for size in 2, 3, 5, 7:
         shards = [loader.view(shard=(rank, size)) for rank in range(size)]
         epochs = []
@@ -186,13 +192,16 @@ def test_whether_a_net_takes_a_single_row_is_found_out_without_hooks(kind):
     assert torch.equal(weights, plain_loop(norm_net(), [8, 9]))
 
 
-def test_a_weight_that_a_hook_of_pytorch_computes_is_there():
-    def normed():
-        net = norm_net()
-        return nn.Sequential(nn.utils.parametrizations.spectral_norm(net[0]), *net[1:])
-
-    sizes = Sizes()
-    fitted(normed(), ModelData(".", ArrayLoader(X, Y, bs=8)), [sizes])
+@pytest.mark.parametrize("first", ["lazy", "spectral norm", "weight norm"])
+def test_the_hooks_of_pytorch_are_needed(first):
+    net, sizes = norm_net(), Sizes()
+    layer = {
+        "lazy": lambda: nn.LazyLinear(5),
+        "spectral norm": lambda: nn.utils.spectral_norm(net[0]),
+        "weight norm": lambda: nn.utils.parametrizations.weight_norm(net[0]),
+    }[first]()
+    net = nn.Sequential(layer, *net[1:])
+    fitted(net, ModelData(".", ArrayLoader(X, Y, bs=8)), [sizes])
     assert [n for n, _ in sizes.found] == [8, 9] * 2
 
 

@@ -1,13 +1,15 @@
 """The kit itself: each check has a bad callback that fails exactly that check."""
 
 import random
+import threading
+import warnings
 
 import numpy as np
 import pytest
 import torch
 
 from minifast import Callback
-from minifast.testing import CHECKS, check, example_fit
+from minifast.testing import CHECKS, check, check_resumes_exactly, example_fit
 
 
 class Good(Callback):
@@ -116,6 +118,19 @@ class Forgets(Good):
         """Nothing to take."""
 
 
+class ForgetsTheHalf(Callback):
+    """Adds up an epoch's losses, and does not say so in its state: right between two epochs."""
+
+    def on_epoch_begin(self, run):
+        self.sum = 0.0
+
+    def on_batch_end(self, run):
+        self.sum += run.loss.item()
+
+    def on_epoch_end(self, run):
+        run.values["sum"] = self.sum
+
+
 class CannotBeSaved(Good):
     """Has an object in its state."""
 
@@ -131,6 +146,119 @@ class WantsToBeFirst(Callback):
             type(other).__name__ == "_Watcher" for other in run.callbacks
         ):
             run.values["first"] = 1.0
+
+
+class DrawsWhenStopped(Callback):
+    """Draws from torch's generator only when a fit is stopped."""
+
+    def on_train_end(self, run):
+        if run.stopped:
+            torch.rand(1)
+
+
+class LeavesTheRate(Callback):
+    """Says that it only watches, and leaves another learning rate to the next fit."""
+
+    def on_train_end(self, run):
+        if len(run.history) == run.epochs:
+            run.opt.param_groups[0]["lr"] /= 2
+
+
+class TakesAStopBack(Callback):
+    """Trains on when another has stopped."""
+
+    def on_batch_end(self, run):
+        run.stopped = None
+
+
+class MissesAColumn(Callback):
+    """Counts on validation data."""
+
+    def on_epoch_end(self, run):
+        self.last = run.values["val_loss"]
+
+
+class LeavesAScaledRate(Callback):
+    """Halves the learning rate of each batch, and counts on the batch to end."""
+
+    changes_training = True
+
+    def on_batch_begin(self, run):
+        run.opt.param_groups[0]["lr"] /= 2
+
+    def on_batch_end(self, run):
+        run.opt.param_groups[0]["lr"] *= 2
+
+
+class AtTheEnd(Callback):
+    """Does something after a whole fit."""
+
+    def on_train_end(self, run):
+        if run.epoch + 1 == run.epochs and run.stopped is None and len(run.history) == run.epochs:
+            self.leave(run)
+
+
+class LeavesABuffer(AtTheEnd):
+    """Leaves a buffer in the net."""
+
+    def leave(self, run):
+        run.net.register_buffer("seen", torch.zeros(1))
+
+
+class LeavesAnAttribute(AtTheEnd):
+    """Leaves an attribute on a layer."""
+
+    def leave(self, run):
+        run.net[0].seen = True
+
+
+class LeavesAParametersHook(AtTheEnd):
+    """Leaves a hook on a parameter."""
+
+    def leave(self, run):
+        run.net[0].weight.register_hook(lambda grad: None)
+
+
+class LeavesAThread(AtTheEnd):
+    """Leaves a thread."""
+
+    def leave(self, run):
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+
+
+class LeavesAFilter(AtTheEnd):
+    """Leaves all warnings ignored."""
+
+    def leave(self, run):
+        warnings.simplefilter("ignore")
+
+
+class Overwrites(Callback):
+    """Shows another validation loss than the one computed."""
+
+    changes_training = True
+
+    def on_epoch_end(self, run):
+        if "val_loss" in run.values:
+            run.values["val_loss"] = 0.0
+
+
+class AppliesTheFitBefore(Callback):
+    """Restores in `on_train_end` what it noted in the last `on_train_begin` that did not fail."""
+
+    def on_train_begin(self, run):
+        self.batches = len(run.data.trn_dl)
+        self.lr = run.opt.param_groups[0]["lr"]
+
+    def on_train_end(self, run):
+        run.opt.param_groups[0]["lr"] = self.lr
+
+
+class LongWinded(Callback):
+    """Shows its whole memory."""
+
+    def __repr__(self):
+        return f"LongWinded({[*range(1000)]})"
 
 
 class Nameless(Callback):
@@ -154,7 +282,21 @@ BAD = {
     FailsOnTop: "check_survives_an_error",
     KeepsGraphs: "check_keeps_no_graph",
     Forgets: "check_resumes_exactly",
+    ForgetsTheHalf: "check_resumes_exactly",
     CannotBeSaved: "check_resumes_exactly",
+    DrawsWhenStopped: "check_only_watches",
+    LeavesTheRate: "check_only_watches",
+    TakesAStopBack: "check_survives_a_stop",
+    MissesAColumn: "check_runs",
+    LeavesAScaledRate: "check_survives_an_error",
+    LeavesABuffer: "check_leaves_nothing",
+    LeavesAnAttribute: "check_leaves_nothing",
+    LeavesAParametersHook: "check_leaves_nothing",
+    LeavesAThread: "check_leaves_nothing",
+    LeavesAFilter: "check_leaves_nothing",
+    Overwrites: "check_adds_columns_only",
+    AppliesTheFitBefore: "check_forgets_the_fit_before",
+    LongWinded: "check_names_itself",
     WantsToBeFirst: "check_stands_anywhere",
     Nameless: "check_names_itself",
     Undescribed: "check_names_itself",
@@ -183,6 +325,37 @@ def test_every_check_has_a_bad_callback():
 
 def test_a_good_callback_passes():
     check(Good)
+
+
+class Sums(ForgetsTheHalf):
+    """Adds up an epoch's losses, and saves the sum: `on_epoch_begin` does not undo that."""
+
+    def state_dict(self):
+        return {"sum": self.sum}
+
+    def load_state_dict(self, state):
+        self.sum = state["sum"]
+
+
+class SetsUpEachEpoch(Callback):
+    """Holds a part in eval mode and hooks the net in `on_epoch_begin`, without any state."""
+
+    changes_training = True
+
+    def on_epoch_begin(self, run):
+        run.net[1].eval()
+        self.hook = run.net[0].register_forward_hook(lambda module, x, out: out * (1 + run.epoch))
+
+    def on_epoch_end(self, run):
+        self.hook.remove()
+
+    def on_train_end(self, run):
+        self.hook.remove()
+
+
+@pytest.mark.parametrize("good", [Sums, SetsUpEachEpoch])
+def test_what_is_set_up_in_on_epoch_begin_is_right_after_a_resume(good):
+    check_resumes_exactly(good)
 
 
 def test_the_kit_leaves_the_worlds_generators_alone():

@@ -10,8 +10,8 @@ import numpy as np
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from ..checkpoint import left_as_it_was
 from ..storage import load_weights, save_weights
+from ..trained import preserve_state
 from . import schedules, training
 from .core import BasicModel, SGD_Momentum, SingleModel, children, set_trainable, sum_geom
 from .layer_optimizer import LayerOptimizer
@@ -214,7 +214,7 @@ class Learner:
         self._trying(epochs, layer_opt, **kwargs)
 
     def _trying(self, epochs: int, layer_opt: LayerOptimizer, **kwargs: Any) -> None:
-        with left_as_it_was(self.model, layer_opt.opt, self.data.trn_dl):
+        with preserve_state(self.model, self.crit, layer_opt.opt, self.data.trn_dl):
             self._fitted(epochs, layer_opt, self.metrics, [self.sched], **kwargs)
 
     # ---- what came of it -----------------------------------------------------------------

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import nn, optim
 
+from ..metrics import metric_names
+from ..plugins._monitor import direction
 from .layer_optimizer import LayerOptimizer, one_for_each
 
 __all__ = [
@@ -538,7 +540,10 @@ class OptimScheduler(LossRecorder):
 
 
 class SaveBestModel(LossRecorder):
-    """Saves the model when the first metric is larger, or the loss smaller without metrics."""
+    """Saves the model when the first metric is better, or the loss smaller without metrics.
+
+    Better is larger, as in 0.7; smaller for a metric whose name says that it is an error.
+    """
 
     def __init__(
         self, model: Any, layer_opt: LayerOptimizer, metrics: Any, name: str = "best_model"
@@ -546,12 +551,14 @@ class SaveBestModel(LossRecorder):
         super().__init__(layer_opt)
         self.model, self.name, self.metrics = model, name, metrics or ()
         self.best: tuple[float, ...] | None = None
+        names = metric_names(self.metrics) if self.metrics else [""]
+        self.sign = -1.0 if direction(names[0]) == "min" else 1.0
 
     def on_epoch_end(self, metrics: Any) -> Any:
         """Saves, if it is the best."""
         super().on_epoch_end(metrics)
         loss, *values = metrics if isinstance(metrics, list) else [metrics]
-        score = (float(values[0]), -loss) if values and self.metrics else (-loss,)
+        score = (self.sign * float(values[0]), -loss) if values and self.metrics else (-loss,)
         if not any(map(math.isnan, score)) and (self.best is None or score > self.best):
             self.best = score
             self.model.save(self.name)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..callback import Callback, Run
+from ..trained import Form, copied
 
 
 class Averaged(Callback):
@@ -16,15 +18,16 @@ class Averaged(Callback):
     From `on_validate_begin` until the next epoch begins the net holds the average, so that the
     metrics are the average's and who saves weights in `on_epoch_end` saves what was validated.
     After training it holds the average. Buffers (BatchNorm's averages) are averaged like weights
-    if they are floats, and copied if not.
+    if they are real or complex floats; integers, and what is not a tensor, are copied.
     """
 
     changes_training = True
     must_precede = ("SaveBest",)
+    conflicts_with = ("Averaged",)
 
     def __init__(self) -> None:
-        self.average: dict[str, Tensor] = {}
-        self.trained: dict[str, Tensor] = {}
+        self.average: dict[str, Any] = {}
+        self.trained: dict[str, Any] = {}
 
     def weight(self, run: Run) -> float | None:
         """How much of the weights goes into the average now; None for not at all."""
@@ -33,6 +36,7 @@ class Averaged(Callback):
     def on_train_begin(self, run: Run) -> None:
         """Forgets an earlier fit."""
         self.average, self.trained = {}, {}
+        self.form = Form(run.net)
 
     def on_epoch_begin(self, run: Run) -> None:
         """Goes on training with the weights themselves."""
@@ -55,18 +59,20 @@ class Averaged(Callback):
             return
         state = run.net.state_dict()
         if not self.average:
-            self.average = {name: t.detach().clone() for name, t in state.items()}
+            self.average = copied(state)
             return
         for name, t in state.items():
-            if t.is_floating_point():
+            if isinstance(t, Tensor) and (t.is_floating_point() or t.is_complex()):
                 self.average[name].lerp_(t, weight)
-            else:
+            elif isinstance(t, Tensor):
                 self.average[name].copy_(t)
+            else:  # of `get_extra_state`
+                self.average[name] = copy.deepcopy(t)
 
     def put_in(self, net: nn.Module) -> None:
         """Swaps the average in, once."""
         if self.average and not self.trained:
-            self.trained = {name: t.detach().clone() for name, t in net.state_dict().items()}
+            self.trained = copied(net.state_dict())
             net.load_state_dict(self.average)
 
     def put_back(self, net: nn.Module) -> None:
@@ -80,5 +86,11 @@ class Averaged(Callback):
         return {"average": self.average, "trained": self.trained}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from them."""
+        """Continues from them.
+
+        Raises:
+            ValueError: if they are not weights of the net.
+        """
+        for weights in state["average"], state["trained"]:
+            self.form.check(weights)
         self.average, self.trained = dict(state["average"]), dict(state["trained"])

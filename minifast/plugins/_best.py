@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..core import explain
-
-SMALLER_IS_BETTER = ("loss", "error", "mse", "mae", "perplexity")
+from ._monitor import check_monitor as check_monitor
+from ._monitor import direction
+from ._monitor import monitored_value as monitored_value
 
 
 class Best:
@@ -16,8 +17,11 @@ class Best:
 
     Args:
         monitor: The column's name.
-        mode: `"min"` or `"max"`; None goes by the name: losses and errors fall.
+        mode: `"min"` or `"max"`; None goes by the name, if it tells: see `direction`.
         min_delta: By how much a value must be better to count.
+
+    Raises:
+        ValueError: if `mode` is neither, or None where the name does not tell.
 
     Examples:
         >>> best = Best("accuracy")
@@ -28,35 +32,29 @@ class Best:
     """
 
     def __init__(self, monitor: str, mode: str | None = None, min_delta: float = 0.0) -> None:
-        if mode not in ("min", "max", None):
+        known = direction(monitor) if mode is None else mode
+        if known not in ("min", "max"):
+            problem = "must be 'min' or 'max'"
+            if mode is None:
+                problem = f"must be given: the name {monitor!r} does not tell how it improves"
             raise ValueError(
                 explain(
-                    "mode is neither min nor max",
-                    got=repr(mode),
-                    wanted="'min', 'max', or None to go by the name",
-                    fix=f"mode='max' if a larger {monitor} is better",
+                    f"mode {problem}",
+                    got=f"monitor={monitor!r}, mode={mode!r}",
+                    wanted="'min' if a smaller value is better, 'max' if a larger one is; None for "
+                    "names that tell, such as val_loss or accuracy",
+                    fix=f"monitor={monitor!r}, mode='min' (or mode='max')",
                     entry="monitor",
                 )
             )
-        falls = any(word in monitor.lower() for word in SMALLER_IS_BETTER)
-        self.sign = -1.0 if mode == "min" or (mode is None and falls) else 1.0
+        self.sign = -1.0 if known == "min" else 1.0
         self.monitor, self.min_delta = monitor, min_delta
         self.value = math.nan
         self.epoch = -1
 
     def improves(self, epoch: int, values: Mapping[str, Any]) -> bool:
-        """Takes an epoch's row; whether it is the best so far. nan never is."""
-        if self.monitor not in values:
-            raise KeyError(
-                explain(
-                    f"monitor={self.monitor!r} is no column of the table",
-                    got=f"columns {', '.join(values)}",
-                    wanted="one of them",
-                    fix="monitor='trn_loss' where there is no validation data",
-                    entry="monitor",
-                )
-            )
-        value = float(values[self.monitor])
+        """Takes an epoch's row; returns whether it is the best so far. nan never is."""
+        value = monitored_value(values, self.monitor)
         better = self.epoch < 0 or self.sign * (value - self.value) > self.min_delta
         if better and not math.isnan(value):
             self.value, self.epoch = value, epoch

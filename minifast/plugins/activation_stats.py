@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..callback import Callback, Run
+from ..core import explain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,8 +45,18 @@ class ActivationStats(Callback):
         return "ActivationStats()" if self.layers is None else "ActivationStats(layers=...)"
 
     def on_train_begin(self, run: Run) -> None:
-        """Listens to the layers."""
-        self.stats, self._unread = {}, {}
+        """Puts a hook on each layer."""
+        self.stats, self._unread, self._handles = {}, {}, []
+        if not set(self.layers or ()) <= set(run.net.modules()):
+            raise ValueError(
+                explain(
+                    "layers must be modules of the net that is trained",
+                    got=", ".join(type(layer).__name__ for layer in self.layers or ()),
+                    wanted="modules of net, such as net[0]",
+                    fix="ActivationStats([net[0]]), after the last net = ...",
+                    entry="freezing",
+                )
+            )
         for name, module in run.net.named_modules():
             followed = module in self.layers if self.layers else not list(module.children())
             if followed:
@@ -68,10 +79,10 @@ class ActivationStats(Callback):
         self._unread = {}
 
     def on_train_end(self, run: Run) -> None:
-        """Listens no more."""
-        for handle in self._handles:
+        """Removes the hooks."""
+        handles, self._handles = self._handles, []
+        for handle in handles:
             handle.remove()
-        self._handles = []
 
     def plot(self) -> Figure:
         """Draws the three numbers of every layer over the batches."""

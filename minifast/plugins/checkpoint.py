@@ -32,6 +32,7 @@ class Checkpoint(Callback):
 
     Raises:
         FileNotFoundError: at the beginning, if the folder is not there.
+        IsADirectoryError: at the beginning, if the path itself is a folder.
         OSError: if the file cannot be written; the last one stands, and the run's state is whole.
 
     Examples:
@@ -67,6 +68,8 @@ class Checkpoint(Callback):
         """Sees that the folder is there, and asks for whole batches at an interrupt."""
         if not self.path.parent.is_dir():
             raise FileNotFoundError(2, "the checkpoint's folder is not there", str(self.path))
+        if self.path.is_dir():
+            raise IsADirectoryError(21, "the checkpoint's path is a folder", str(self.path))
         run.ends_whole = True
         run.at_end.append(self._write)
         self.written: object = None

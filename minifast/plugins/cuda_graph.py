@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..callback import Events, Run, hears
 from ..core import device_of, explain
 from ..stepper import Stepper
-from ..together import others
+from ..trained import others
 
 
 class CudaGraph(Stepper):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..callback import Callback, Run
-from ._best import Best
+from ._best import Best, check_monitor
 
 
 class EarlyStopping(Callback):
@@ -15,10 +15,12 @@ class EarlyStopping(Callback):
         monitor: The column.
         patience: Epochs without progress that are borne.
         min_delta: By how much a value must be better to be progress.
-        mode: `"min"` or `"max"`; None goes by the name: losses and errors fall, the rest rises.
+        mode: `"min"` or `"max"`: which values are better. None goes by the name, where its words
+            tell: losses and errors fall, accuracies rise; any other name must have a mode.
 
     Raises:
-        KeyError: after the first epoch, if there is no such column.
+        ValueError: if `mode` is neither, or not given where the column's name does not tell.
+        KeyError: if there is no such column: before the first step, unless a callback may add it.
 
     Examples:
         >>> from minifast.testing import example_fit
@@ -38,7 +40,8 @@ class EarlyStopping(Callback):
         self.best = Best(monitor, mode, min_delta)
 
     def on_train_begin(self, run: Run) -> None:
-        """Forgets an earlier fit."""
+        """Forgets an earlier fit; refuses a column that the table will not have."""
+        check_monitor(run, self.monitor)
         self.best = Best(self.monitor, self.mode, self.min_delta)
 
     def on_epoch_end(self, run: Run) -> None:

@@ -19,7 +19,8 @@ class Freeze(Callback):
         until: The epoch, from 0, from which they learn; None for never in this fit.
 
     Raises:
-        ValueError: if a part is not in the net that is trained.
+        ValueError: when training begins, if a part is not in the net that is trained, or another
+            `Freeze` in the list holds some of its parameters.
 
     Examples:
         >>> from minifast.testing import example_fit
@@ -38,21 +39,27 @@ class Freeze(Callback):
 
     def on_train_begin(self, run: Run) -> None:
         """Takes the parts' parameters out of learning."""
+        self.modules, self.free = [], []  # an earlier fit's must not be freed, should this one fail
         named = dict(run.net.named_modules())
         known = set(named.values())
         found = [named.get(part) if isinstance(part, str) else part for part in self.parts]
-        self.modules = [module for module in found if module is not None and module in known]
-        if not self.parts or len(self.modules) < len(self.parts):
-            raise ValueError(
-                explain(
-                    "Freeze wants parts of the net that is trained",
-                    got=", ".join(map(_name, self.parts)) or "nothing",
-                    wanted="modules of net, such as net[0], or their names in it",
-                    fix="Freeze(net[0], until=2)",
-                    entry="freezing",
-                )
+        modules = [module for module in found if module is not None and module in known]
+        if not self.parts or len(modules) < len(self.parts):
+            raise _refused(
+                "Freeze wants parts of the net that is trained",
+                got=", ".join(map(_name, self.parts)) or "nothing",
+                wanted="modules of net, such as net[0], or their names in it",
             )
-        self.free = [p for part in self.modules for p in part.parameters() if p.requires_grad]
+        params = dict.fromkeys(p for part in modules for p in part.parameters())
+        others = [c for c in run.callbacks if isinstance(c, Freeze) and c is not self]
+        if any(p in params for other in others for p in other.free):
+            raise _refused(
+                "two Freeze callbacks hold the same parameters",
+                got=", ".join(map(repr, (*others, self))),
+                wanted="each parameter in one of them: the first to free it would free it for all",
+            )
+        self.modules = modules
+        self.free = [p for p in params if p.requires_grad]
         self._let_learn(False)
 
     def on_epoch_begin(self, run: Run) -> None:
@@ -66,12 +73,18 @@ class Freeze(Callback):
     def on_train_end(self, run: Run) -> None:
         """Leaves every parameter as free as it was."""
         self._let_learn(True)
+        self.modules, self.free = [], []
 
     def _let_learn(self, learn: bool) -> None:
         for p in self.free:
             p.requires_grad_(learn)
             if not learn:
                 p.grad = None  # a gradient of before would be stepped by
+
+
+def _refused(problem: str, got: str, wanted: str) -> ValueError:
+    fix = "Freeze(net[0], until=2)"
+    return ValueError(explain(problem, got=got, wanted=wanted, fix=fix, entry="freezing"))
 
 
 def _name(part: nn.Module | str) -> str:

@@ -31,6 +31,7 @@ class GradAccumulation(Callback):
 
     changes_training = True
     must_precede = ("GradClip", "GradientStats")
+    conflicts_with = ("GradAccumulation",)
 
     def __init__(self, batches: int) -> None:
         self.batches = whole_number(

@@ -25,6 +25,8 @@ class GradientStats(Callback):
         True
     """
 
+    columns = ("grad_norm",)  # what it adds: a monitor of this name is there
+
     def __init__(self) -> None:
         self.norms: list[float] = []
         self._unread: list[torch.Tensor] = []
@@ -47,3 +49,11 @@ class GradientStats(Callback):
             self.norms += found
             self._unread = []
             run.values["grad_norm"] = sum(found) / len(found)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The lengths so far, and those of the epoch that is not over."""
+        return {"norms": self.norms, "unread": self._unread}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues after them."""
+        self.norms, self._unread = list(state["norms"]), list(state["unread"])

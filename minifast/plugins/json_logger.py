@@ -13,7 +13,8 @@ from ..history import History
 class JSONLogger(Callback):
     """Appends a line of JSON after each epoch: the row, then one with the reason of a stop.
 
-    Numbers that JSON does not know (nan, inf) are written as the strings `"nan"`, `"inf"`.
+    A pause is not a stop: the resumed run appends its rows to the same file. Numbers that JSON
+    does not know (nan, inf) are written as the strings `"nan"`, `"inf"`.
 
     Args:
         path: The file; lines are added to one that is there.
@@ -35,25 +36,27 @@ class JSONLogger(Callback):
 
     def on_train_begin(self, run: Run) -> None:
         """Opens the file."""
+        self._file = None
         self._file = Path(self.path).open("a", encoding="utf-8")  # noqa: SIM115
 
     def on_epoch_end(self, run: Run) -> None:
         """Writes the epoch's line."""
-        self._write(History([run.values])[0])
+        if self._file is not None:
+            _write(self._file, History([run.values])[0])
 
     def on_train_end(self, run: Run) -> None:
         """Closes the file."""
         if self._file is None:
             return
-        if run.stopped:
-            self._write({"stopped": run.stopped})
-        self._file.close()
-        self._file = None
+        with self._file as file:
+            self._file = None
+            if run.stopped and not run.paused:
+                _write(file, {"stopped": run.stopped})
 
-    def _write(self, row: dict[str, object]) -> None:
-        if self._file is not None:
-            self._file.write(json.dumps({k: _json(v) for k, v in row.items()}) + "\n")
-            self._file.flush()
+
+def _write(file: IO[str], row: dict[str, object]) -> None:
+    file.write(json.dumps({k: _json(v) for k, v in row.items()}) + "\n")
+    file.flush()
 
 
 def _json(value: object) -> object:

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 class LossRecorder(Callback):
-    """Notes the loss, the rate and the momentum of each batch.
+    """Notes the loss, the learning rate and the momentum of each batch.
 
-    It stands behind what changes the rate. `history.plot(recorder.losses)` draws the losses of
-    the batches behind those of the epochs.
+    `history.plot(recorder.losses)` draws the losses of the batches below those of the epochs.
 
     Attributes:
         losses: The criterion's loss of each batch of the fit, read when an epoch or the fit ends.
-        lrs: The rate that each batch was learned with: the last parameter group's, as in fastai.
+        lrs: The learning rate with which each batch was learned: the last parameter group's, as in
+            fastai.
         momentums: Its momentum, or Adam's first beta; 0 where there is none.
 
     Examples:
@@ -42,24 +42,30 @@ class LossRecorder(Callback):
         self.lrs: list[float] = []
         self.momentums: list[float] = []
         self._unread: list[Any] = []
+        self._used: tuple[float, float] | None = None
 
     def on_train_begin(self, run: Run) -> None:
         """Forgets an earlier fit."""
         self.losses, self.lrs, self.momentums, self._unread = [], [], [], []
 
+    def on_backward_end(self, run: Run) -> None:
+        """Notes what the step is made with: when the batch has ended, `Warmup` has restored it."""
+        self._used = _settings(run)
+
     def on_batch_end(self, run: Run) -> None:
         """Notes the batch."""
-        group = run.opt.param_groups[-1]
+        lr, momentum = self._used or _settings(run)  # a stepper may fire no event in its step
+        self._used = None
         self._unread.append(run.running_loss.last)
-        self.lrs.append(float(group["lr"]))
-        self.momentums.append(float(group.get("betas", (group.get("momentum", 0.0),))[0]))
+        self.lrs.append(lr)
+        self.momentums.append(momentum)
 
     def on_epoch_end(self, run: Run) -> None:
         """Reads the losses: only here does anything wait for a GPU."""
         self.read()
 
     def on_train_end(self, run: Run) -> None:
-        """Reads those of an epoch that was broken off."""
+        """Reads those of an interrupted epoch."""
         self.read()
 
     def read(self) -> None:
@@ -84,10 +90,15 @@ class LossRecorder(Callback):
         return plot_lines({"": {"loss": self.losses}}, "batch")
 
     def plot_lr(self) -> Figure:
-        """Draws rate and momentum over the batches."""
+        """Draws learning rate and momentum over the batches."""
         from ..plots import plot_schedule
 
         return plot_schedule(self.lrs, self.momentums if any(self.momentums) else None)
+
+
+def _settings(run: Run) -> tuple[float, float]:
+    group = run.opt.param_groups[-1]
+    return float(group["lr"]), float(group.get("betas", (group.get("momentum", 0.0),))[0])
 
 
 class _OneWeight(nn.Module):
@@ -105,14 +116,15 @@ def preview(
     batches: int,
     epochs: int = 1,
 ) -> LossRecorder:
-    """The rates and momenta that schedules would give, without the training.
+    """The learning rates and momenta that schedules would give, without the training.
 
     A net of one weight for each parameter group is fitted with them; `opt` itself and its net are
     not touched. Only schedules make sense here: what looks at losses or the net would see others.
 
     Args:
         callbacks: The schedules, in their order.
-        opt: The optimizer that they would schedule: its class, groups, rates and momenta count.
+        opt: The optimizer that they would schedule: its class, groups, learning rates and momenta
+            count.
         batches: How many batches an epoch would have, such as `len(md.trn_dl)`.
         epochs: How many epochs there would be.
 

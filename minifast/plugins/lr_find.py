@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..callback import Callback, Run
-from ..checkpoint import left_as_it_was
 from ..core import set_lrs
 from ..dataset import ModelData
 from ..model import fit
+from ..trained import preserve_state
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,9 +55,9 @@ class _Finder(Callback):
         self.losses: list[float] = []
 
     def on_batch_begin(self, run: Run) -> None:
-        """Sets this batch's rate."""
+        """Sets this batch's learning rate, after what other callbacks set and scale."""
         self.lrs.append(self.start_lr * self.ratio ** (run.step / max(self.steps - 1, 1)))
-        set_lrs(run.opt, self.lrs[-1])
+        run.after(lambda run: set_lrs(run.opt, self.lrs[-1]))
 
     def on_batch_end(self, run: Run) -> None:
         """Notes the loss, and asks to stop when it has seen enough."""
@@ -86,8 +86,9 @@ def lr_find(
     """Tries learning rates from small to large, a batch each, to see where the loss falls fastest.
 
     Smith 2017, "Cyclical Learning Rates", [arXiv:1506.01186](https://arxiv.org/abs/1506.01186).
-    Afterwards weights, buffers, gradients, optimizer, random generators and modes are, to the bit,
-    what they were, also after an error; no file is written.
+    Afterwards the weights, buffers and gradients of net and loss, optimizer, stepper, random
+    generators and modes are, to the bit, what they were, also after an error; no file is written. A
+    lazy net that had no weights yet keeps fresh ones.
 
     Args:
         net: The net.
@@ -117,7 +118,7 @@ def lr_find(
     finder = _Finder(start_lr, end_lr, steps)
     options["callbacks"] = [*options.get("callbacks", ()), finder]
     batches = ModelData(data.path, data.trn_dl)
-    with left_as_it_was(net, opt, data.trn_dl):
+    with preserve_state(net, crit, opt, data.trn_dl, options.get("stepper")):
         fit(net, batches, steps, crit, opt, progress=False, **options)  # stops after `steps`
     n = len(finder.losses)
     if n < 3:

@@ -34,6 +34,7 @@ class MixedPrecision(Stepper):
             raise _unfit(dtype, "torch.bfloat16 or torch.float16")
         self.dtype = dtype
         self.scaler: torch.amp.GradScaler | None = None
+        self.saved: dict[str, Any] = {}  # of the scaler, until it is made
         self.waits = False  # for the update of a batch whose step was skipped
 
     def forward(self, net: nn.Module, x: Any) -> Any:
@@ -43,17 +44,22 @@ class MixedPrecision(Stepper):
         return preds.float() if isinstance(preds, Tensor) and preds.is_floating_point() else preds
 
     def state_dict(self) -> dict[str, Any]:
-        """The scale of the loss, in float16."""
-        scale = {} if self.scaler is None else self.scaler.state_dict()
-        device = "" if self.scaler is None else self.scaler._device
-        return {"scaler": scale, "device": device, "waits": self.waits}
+        """What it computes in; in float16, the scale of the loss."""
+        self._settle()
+        scale = self.saved if self.scaler is None else self.scaler.state_dict()
+        return {"dtype": str(self.dtype), "scaler": scale}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on with it."""
-        self.waits = state["waits"]
+        """Continues with it.
+
+        Raises:
+            ValueError: if it is the state of a run in another dtype, or not a scaler's.
+        """
+        if state["dtype"] != str(self.dtype):
+            raise ValueError(f"dtype is {state['dtype']}, here {self.dtype}")
         if state["scaler"]:
-            self.scaler = torch.amp.GradScaler(state["device"])
-            self.scaler.load_state_dict(state["scaler"])
+            _check_scale(state["scaler"])
+        self.scaler, self.saved, self.waits = None, state["scaler"], False
 
     def backward(self, run: Run) -> None:
         """The gradients; in float16 of the scaled loss, and scaled back."""
@@ -64,8 +70,9 @@ class MixedPrecision(Stepper):
             raise _unfit(self.dtype, "torch.bfloat16, to add up gradients of several batches")
         if self.scaler is None:
             self.scaler = torch.amp.GradScaler(device_of(run.net).type)
-        elif self.waits:
-            self.scaler.update()
+            if self.saved:
+                self.scaler.load_state_dict(self.saved)
+        self._settle()
         self.scaler.scale(run.loss).backward()
         self.scaler.unscale_(run.opt)
         self.waits = True
@@ -78,6 +85,23 @@ class MixedPrecision(Stepper):
         self.scaler.step(run.opt)
         self.scaler.update()
         self.waits = False
+
+    def _settle(self) -> None:
+        """Lets the scale follow the last batch, if its step was skipped and so did not do it."""
+        if self.scaler is not None and self.waits:
+            self.scaler.update()
+            self.waits = False
+
+
+def _check_scale(state: dict[str, Any]) -> None:
+    """What a GradScaler can continue with; torch itself looks at nothing."""
+    like = torch.amp.GradScaler("cpu").state_dict()
+    for name, value in like.items():
+        number = state[name]
+        if type(number) not in (int, type(value)) or not 0 <= number <= 3e38:
+            raise ValueError(f"{name} of the scaler is {number!r:.60}")
+    if not (state["growth_factor"] > 1 > state["backoff_factor"] > 0 < state["scale"]):
+        raise ValueError("the scaler's factors do not let it grow and shrink")
 
 
 def _unfit(dtype: torch.dtype, wanted: str) -> ValueError:

@@ -12,8 +12,8 @@ from ..callback import Callback, Run
 class MLflow(Callback):
     """Logs a fit as a run of MLflow: what was trained, and the table's columns after each epoch.
 
-    Needs the extra: `pip install "minifast[mlflow]"`. A run that ends by an error or Ctrl-C before
-    its last epoch is marked as killed.
+    Needs the extra: `pip install "minifast[mlflow]"`. A run that ends by an error, Ctrl-C or a
+    pause before its last epoch is marked as killed.
 
     Args:
         uri: The tracking server or store, a folder as a `Path`; None for the one MLflow is set to.
@@ -53,12 +53,12 @@ class MLflow(Callback):
 
     def on_train_begin(self, run: Run) -> None:
         """Makes the run, by a client of its own: the active run of MLflow is left alone."""
+        self._client, self.run_id = None, ""
         try:
             from mlflow import MlflowClient
         except ModuleNotFoundError as error:
             error.add_note('install it: pip install "minifast[mlflow]"')
             raise
-        self.run_id = ""
         state = random.getstate()  # MLflow draws names and numbers from Python's own generator
         try:
             self._begin(run, MlflowClient)
@@ -82,10 +82,11 @@ class MLflow(Callback):
 
     def on_train_end(self, run: Run) -> None:
         """Ends the run."""
-        if self._client is not None and self.run_id:
-            whole = run.stopped is not None or len(run.history) == run.epochs
-            self._client.set_terminated(self.run_id, "FINISHED" if whole else "KILLED")
-        self._client = None
+        client, self._client = self._client, None
+        if client is not None and self.run_id:
+            stopped = run.stopped is not None and not run.paused
+            whole = stopped or len(run.history) == run.epochs
+            client.set_terminated(self.run_id, "FINISHED" if whole else "KILLED")
 
 
 def _facts(run: Run) -> dict[str, Any]:

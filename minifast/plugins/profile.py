@@ -8,15 +8,21 @@ from typing import Any
 import torch
 
 from ..callback import Callback, Run
+from ..core import explain
 
 
 class Profile(Callback):
-    """Records some batches by `torch.profiler`: a table, and a trace for Perfetto or Chrome.
+    """Records some batches with `torch.profiler`: a table, and a trace for Perfetto or Chrome.
+
+    PyTorch has one profiler at a time, so there is one `Profile` in a list.
 
     Args:
         path: The trace, a `.json` file; None for the table alone.
         skip: Batches before it begins: the first ones are slower.
         batches: How many it records.
+
+    Raises:
+        RuntimeError: when training begins, if a profiler is running already.
 
     Attributes:
         table: Where the time went, as text; empty until the batches are recorded.
@@ -30,6 +36,7 @@ class Profile(Callback):
     """
 
     first_process_only = True
+    conflicts_with = ("Profile",)
 
     def __init__(self, path: str | Path | None = None, skip: int = 3, batches: int = 5) -> None:
         self.path, self.skip, self.batches = path, skip, batches
@@ -39,6 +46,17 @@ class Profile(Callback):
     def on_train_begin(self, run: Run) -> None:
         """Forgets an earlier fit."""
         self.table, self._profiler = "", None
+        # A private name of torch: two profilers at a time crash the process.
+        if getattr(torch.autograd, "_profiler_enabled", bool)():
+            raise RuntimeError(
+                explain(
+                    "Profile cannot record: a PyTorch profiler is running already",
+                    got="a profiler around fit",
+                    wanted="one profiler at a time",
+                    fix="leave Profile out, or call fit outside of the other profiler",
+                    entry="conflicting-callbacks",
+                )
+            )
 
     def on_batch_begin(self, run: Run) -> None:
         """Begins to record, if it is time."""
@@ -47,12 +65,12 @@ class Profile(Callback):
             self._profiler.start()
 
     def on_batch_end(self, run: Run) -> None:
-        """Ends to record, if it is time."""
+        """Ends the recording, if it is time."""
         if run.step == self.skip + self.batches:
             self._finish()
 
     def on_train_end(self, run: Run) -> None:
-        """Ends to record, if training was shorter."""
+        """Ends the recording, if training was shorter."""
         self._finish()
 
     def _finish(self) -> None:

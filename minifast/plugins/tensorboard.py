@@ -37,6 +37,7 @@ class TensorBoard(Callback):
 
     def on_train_begin(self, run: Run) -> None:
         """Opens the event file."""
+        self._writer = None
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ModuleNotFoundError as error:
@@ -57,6 +58,6 @@ class TensorBoard(Callback):
 
     def on_train_end(self, run: Run) -> None:
         """Closes the file."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()

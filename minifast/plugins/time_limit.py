@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from ..callback import Callback, Run
 from ..core import explain
@@ -20,7 +21,7 @@ class TimeLimit(Callback):
         clock: What tells the time, in seconds.
 
     Raises:
-        ValueError: if the limit is no time above 0.
+        ValueError: if the limit is not a time above 0.
 
     Examples:
         >>> from minifast.testing import example_fit
@@ -56,16 +57,17 @@ def seconds(limit: float | str, name: str = "limit", fix: str = "TimeLimit('10mi
     """
     total = 0.0
     if isinstance(limit, str):
-        parts = re.findall(r"([\d.]+)\s*(min|sec|s|h)", limit)
-        if re.sub(r"[\d.]+\s*(min|sec|s|h)\s*", "", limit.strip()) == "":
-            total = sum(float(number) * SECONDS[unit] for number, unit in parts)
+        part = r"(\d+(?:\.\d*)?|\.\d+)\s*(min|sec|s|h)\s*"
+        if re.fullmatch(f"({part})+", limit.strip()):
+            total = sum(float(n) * SECONDS[unit] for n, unit in re.findall(part, limit))
     else:
-        total = float(limit)
+        with suppress(TypeError, ValueError):  # neither a number nor a text
+            total = float(limit)
     if total > 0:
         return total
     raise ValueError(
         explain(
-            f"{name} is no time",
+            f"{name} must be a time, got {limit!r}",
             got=repr(limit),
             wanted="seconds above 0, or a text such as '90s', '10min', '1h30min'",
             fix=fix,

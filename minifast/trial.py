@@ -1,0 +1,132 @@
+"""A small problem, and how a fit of it ends: what the conformance tests try callbacks on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .callback import Callback
+from .dataset import ImageClassifierData
+from .history import History
+from .metrics import accuracy
+from .model import fit
+
+
+def example_data(rows: int = 90, seed: int = 0) -> ImageClassifierData:
+    """Three classes of six features, two thirds to train on: 8 batches of 8, the last one short.
+
+    Examples:
+        >>> md = example_data()
+        >>> len(md.trn_dl), md.c
+        (8, 3)
+    """
+    rng = np.random.default_rng(seed)
+    centres = 2 * rng.normal(size=(3, 6))
+    y = np.arange(rows) % 3
+    x = (centres[y] + rng.normal(size=(rows, 6))).astype(np.float32)
+    n = rows * 2 // 3
+    return ImageClassifierData.from_arrays(".", (x[:n], y[:n]), (x[n:], y[n:]), bs=8)
+
+
+def example_net() -> nn.Sequential:
+    """A net for `example_data`, with dropout and BatchNorm.
+
+    Examples:
+        >>> example_net()(torch.zeros(2, 6)).shape
+        torch.Size([2, 3])
+    """
+    layers = nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 3)
+    return nn.Sequential(*layers, nn.LogSoftmax(dim=1))
+
+
+def example_fit(
+    callbacks: Sequence[Callback], epochs: int = 1, lr: float = 0.05, **options: Any
+) -> History:
+    """Fits `example_net` to `example_data` by SGD with momentum, from seed 0.
+
+    The world's random generators are as before afterwards.
+
+    Examples:
+        >>> len(example_fit([], epochs=2))
+        2
+    """
+    return trial_fit(callbacks, epochs, lr, **options).history
+
+
+class Result:
+    """How a fit ended."""
+
+    def __init__(self, net: nn.Module, opt: torch.optim.Optimizer) -> None:
+        self.net, self.opt = net, opt
+        self.settings = [settings_of(opt)]
+        self.parts = parts_of(net)
+        self.history = History()
+        self.weights: dict[str, Tensor] = {}
+        self.rng: list[object] = []
+        self.error: BaseException | None = None
+
+
+def trial_fit(
+    callbacks: Sequence[Callback],
+    epochs: int = 2,
+    lr: float = 0.05,
+    expect: type[BaseException] | None = None,
+    validate: bool = True,
+    **options: Any,
+) -> Result:
+    """Fits as `example_fit` does, and says how the fit ended, also by an error that is expected."""
+    with seeded():
+        net, data = example_net(), example_data()
+        if not validate:
+            data.val_dl = None
+        opt = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9)
+        result = Result(net, opt)
+        metrics = [accuracy]
+        try:
+            result.history = fit(
+                net, data, epochs, nn.NLLLoss(), opt, metrics, callbacks, progress=False, **options
+            )
+        except BaseException as error:
+            if expect is None or not isinstance(error, expect):
+                raise
+            result.error = error
+        finally:
+            result.settings.append(settings_of(opt))
+            result.weights = {k: t.detach().clone() for k, t in net.state_dict().items()}
+            result.rng = [torch.get_rng_state().tolist(), random.getstate()]
+            result.rng.append(str(np.random.get_state()))
+    return result
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """All random generators begin with seed 0, and are as before afterwards."""
+    state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            random.seed(0)
+            np.random.seed(0)
+            yield
+    finally:
+        random.setstate(state[0])
+        np.random.set_state(state[1])
+
+
+def settings_of(opt: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Learning rates, momenta and the like, of each parameter group."""
+    return [{k: v for k, v in group.items() if k != "params"} for group in opt.param_groups]
+
+
+def parts_of(net: nn.Module) -> dict[str, list[str]]:
+    """The names of all that hangs on the modules of a net: attributes, parameters and buffers."""
+    return {
+        name: sorted([*vars(module), *module._parameters, *module._buffers, *module._modules])
+        for name, module in net.named_modules()
+    }
