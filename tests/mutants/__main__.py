@@ -28,15 +28,19 @@ FORKED = {"checkpoint", "plugins/checkpoint", "files", "storage", "interrupts"}
 
 
 def drawn(mutants: list[Mutant], seed: int) -> Iterator[Mutant]:
-    """All mutants at random; of each module a share in the first ones."""
-    by_module: dict[str, list[tuple[float, Mutant]]] = defaultdict(list)
-    for mutant in mutants:
-        digest = hashlib.sha256(f"{seed} {mutant}".encode()).hexdigest()
-        by_module[mutant.module].append((int(digest[:12], 16) / 16**12, mutant))
-    order = []
-    for ranks in by_module.values():
-        ranks.sort(key=lambda pair: pair[0])
-        order += [((n + rank) / len(ranks), mutant) for n, (rank, mutant) in enumerate(ranks)]
+    """All mutants at random; the first ones are from all modules, by their sizes."""
+
+    def chance(name: object) -> float:
+        return int(hashlib.sha256(f"{seed} {name}".encode()).hexdigest()[:12], 16) / 16**12
+
+    by_module = defaultdict(list)
+    for mutant in sorted(mutants, key=chance):
+        by_module[mutant.module].append(mutant)
+    order = [
+        ((place + chance(module)) / len(own), mutant)
+        for module, own in by_module.items()
+        for place, mutant in enumerate(own)
+    ]
     order.sort(key=lambda pair: pair[0])
     return (mutant for _, mutant in order if mutant.compiles())
 
