@@ -64,21 +64,28 @@ def killer(mutant: Mutant, tests: list[str], seconds: dict[str, float], folder: 
     """The test that fails with a mutant, in a copy of the repository; "" if none does."""
     file = folder / "minifast" / f"{mutant.module}.py"
     original = file.read_text()
-    listed, now = folder / "tests.json", folder / "now.txt"
-    env = {"MUTANTS_TESTS": str(listed), "MUTANTS_NOW": str(now)}
     own = Counter(map(file_of, tests)).most_common(1)  # most fail here, and it is quickly imported
     file.write_text(mutant.source)
     try:
         for first in True, False:
             part = [test for test in tests if (file_of(test) == own[0][0]) is first]
-            listed.write_text(json.dumps({test: seconds[test] for test in part}))
-            now.write_text("the import of the package")
-            files, limit = {file_of(test) for test in part}, sum(seconds[test] for test in part)
-            if part and run_pytest(folder, ["-x", *sorted(files)], 600 + 10 * limit, env) != 0:
-                return now.read_text()
+            if by := failing(part, seconds, folder):
+                return by
     finally:
         file.write_text(original)
     return ""
+
+
+def failing(tests: list[str], seconds: dict[str, float], folder: Path) -> str:
+    """The first of the tests that fails or hangs in a copy of the repository; "" if none does."""
+    listed, now = folder / "tests.json", folder / "now.txt"
+    listed.write_text(json.dumps({test: seconds[test] for test in tests}))
+    now.write_text("the import of the package")
+    files = sorted({file_of(test) for test in tests})
+    env = {"MUTANTS_TESTS": str(listed), "MUTANTS_NOW": str(now)}
+    limit = 600 + 10 * sum(seconds[test] for test in tests)
+    ends_well = not tests or run_pytest(folder, ["-x", *files], limit, env) == 0
+    return "" if ends_well else now.read_text()
 
 
 def file_of(test: str) -> str:
@@ -93,7 +100,10 @@ def run(mutants: list[Mutant], jobs: int, afresh: bool) -> list[Mutant]:
         folders: SimpleQueue[Path] = SimpleQueue()
         for job in range(jobs):
             folders.put(copied(Path(temporary, str(job))))
-        seconds, lines = record(Path(temporary, "0"), afresh)
+        seconds, lines = record(folder := Path(temporary, "0"), afresh)
+        quickest = sorted(seconds, key=lambda test: seconds[test])[:20]
+        if mutants and (by := failing(quickest, seconds, folder)):
+            sys.exit(f"{by} fails without a mutant:\n{(folder / 'output.txt').read_text()}")
 
         def tried(mutant: Mutant) -> tuple[Mutant, str, str]:
             folder, start = folders.get(), time.monotonic()

@@ -84,10 +84,10 @@ def named(source: str) -> list[str]:
 def record(folder: Path, afresh: bool) -> tuple[dict[str, float], Lines]:
     """The seconds of each test that passes, and the tests that run each line."""
     KEPT.mkdir(exist_ok=True)
-    tests = [path for path in REPOSITORY.glob("tests/**/test_*.py") if path.parent.name != "site"]
+    tests = [path for path in folder.glob("tests/**/test_*.py") if path.parent.name != "site"]
     seconds: dict[str, float] = {}
     lines: Lines = defaultdict(lambda: defaultdict(set))
-    for path in [REPOSITORY / "minifast", *sorted(tests)]:  # the package's own are doctests
+    for path in [folder / "minifast", *sorted(tests)]:  # the package's own are doctests
         found = recorded(path, folder, afresh)
         for test in found["failed"]:
             print(f"left out: {test} does not pass without a mutant")
@@ -101,10 +101,10 @@ def record(folder: Path, afresh: bool) -> tuple[dict[str, float], Lines]:
 
 def recorded(path: Path, folder: Path, afresh: bool) -> dict[str, Any]:
     """The seconds, outcomes and lines of the tests of one file."""
-    name = str(path.relative_to(REPOSITORY))
+    name = str(path.relative_to(folder))
     files = [path] if path.is_file() else [*path.glob("**/*.py")]
     if path.name == "test_docs.py":
-        files += [REPOSITORY / "README.md", *REPOSITORY.glob("docs/**/*.md")]
+        files += [folder / "README.md", *folder.glob("docs/**/*.md")]
     contents = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files)))
     kept = KEPT / f"{name.replace('/', '-')}-{contents.hexdigest()[:12]}.json"
     if kept.exists() and not afresh:
