@@ -255,19 +255,39 @@ def scatter(group: Sequence[Any], rank: int, size: int) -> tuple[int, int, Any]:
     whole = group[0]
     if len(group) > 1:
         try:
-            whole = None if lengths == [lengths[0]] * size else concat(group)
+            whole = None if lengths == [lengths[0]] * size else _joined(group)
         except (RuntimeError, ValueError):  # rows of other shapes, as where each batch is padded
             whole = None
     if whole is None:
         empty = rank >= len(group)
         return 0 if empty else lengths[rank], n, group[0 if empty else rank]
     places = torch.arange(n).tensor_split(size)[rank]
-    return len(places), n, take_rows(whole, places if len(places) else torch.tensor([0]), n)
+    mine = places if len(places) else torch.tensor([0])
+    if _has_parts(whole):
+        return len(places), n, tuple(take_rows(part, mine, n) for part in whole)
+    return len(places), n, take_rows(whole, mine, n)
+
+
+def _has_parts(batch: Any) -> bool:
+    """Whether a batch as a loader yields it is inputs and a target, whatever those are."""
+    return isinstance(batch, tuple | list) and len(batch) > 1
+
+
+def _joined(group: Sequence[Any]) -> Any:
+    """Batches as a loader yields them as one."""
+    if all(map(_has_parts, group)):
+        return tuple(map(concat, zip(*group, strict=True)))
+    return concat(group)
 
 
 def rows_of(batch: Any) -> int:
-    """The number of rows of a batch as a loader yields it, the target last."""
-    if isinstance(batch, tuple | list) and len(batch) > 1 and not is_column(batch):
+    """The number of rows of a batch as a loader yields it, the target last.
+
+    Examples:
+        >>> rows_of(({"x": torch.zeros(3, 2)}, {"y": torch.zeros(3)}))
+        3
+    """
+    if _has_parts(batch):
         *xs, y = batch
         return batch_size(xs[0] if len(xs) == 1 else xs, y)
     return batch_size(batch)

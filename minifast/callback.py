@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from .batches import batch_size
-from .core import length
+from .core import explain, length
 from .history import History, RunningLoss
 from .losses import WeightedLoss
 
@@ -202,6 +202,30 @@ class Run:
             return self.crit.total
         return self.rows if self.crit.divisor is None else self.crit.divisor
 
+    def objective(self, preds: Any) -> Any:
+        """The loss to differentiate for other predictions of this batch, for a second pass.
+
+        That is `crit`, and what callbacks make of it: `MixUp`, `LabelSmoothing`,
+        `GradAccumulation` and all that define `transform_loss`. Nothing on the run changes.
+
+        Raises:
+            TypeError: if a callback may change the loss in `on_backward_begin` alone.
+
+        Examples:
+            >>> from minifast.testing import example_fit
+            >>> class Watch(Callback):
+            ...     def on_backward_begin(self, run):
+            ...         assert torch.equal(run.objective(run.preds), run.loss)
+            >>> history = example_fit([Watch()])
+        """
+        loss = self.crit(preds, self.y)
+        for callback in self.callbacks:
+            may_change = callback.changes_training and hears(callback, "on_backward_begin")
+            if may_change and not hears(callback, "transform_loss"):
+                raise TypeError(_no_second_loss(callback))
+            loss = callback.transform_loss(self, preds, loss)
+        return loss
+
     def after(self, action: Callable[[Run], object]) -> None:
         """Calls `action(run)` once every handler of the event has run; not after an error."""
         self.awaiting.append(action)
@@ -265,6 +289,15 @@ class Callback:
 
         When a fit resumes inside an epoch it is called twice, before and after `on_epoch_begin`.
         """
+
+    def transform_loss(self, run: Run, preds: Any, loss: Any) -> Any:
+        """Returns what this callback makes of the loss for `preds`; changes nothing.
+
+        `run.objective` asks for it in a second pass. A callback that assigns `run.loss` in
+        `on_backward_begin` computes it here: `run.loss = self.transform_loss(run, run.preds,
+        run.loss)`.
+        """
+        return loss
 
     def on_train_begin(self, run: Run) -> None:
         """Before anything else; the place to open what `on_train_end` closes."""
@@ -386,6 +419,17 @@ class Events:
             run.awaiting.clear()
             raise error
         _do_deferred(run)
+
+
+def _no_second_loss(callback: Callback) -> str:
+    name = type(callback).__name__
+    return explain(
+        f"the loss of a second pass is not known: {name} may change it in on_backward_begin",
+        got=f"{name} without transform_loss",
+        wanted="the change as a method, which can be called again",
+        fix="def transform_loss(self, run, preds, loss): return ..., called by on_backward_begin",
+        entry="the-loss",
+    )
 
 
 def hears(callback: Callback, event: str) -> bool:

@@ -276,11 +276,12 @@ def _selected(a: Tensor | Rows, dtype: torch.dtype) -> Callable[[Tensor], Tensor
 
 def _copied(a: Tensor, dtype: torch.dtype) -> Callable[[range], Tensor]:
     """Copies rows that are next to each other: what `_selected` gives, in less time."""
-    if a.layout != torch.strided:
+    if a.layout != torch.strided or not a.is_contiguous():
         select = _selected(a, dtype)
         return lambda rows: select(torch.arange(rows.start, rows.stop, device=a.device))
-    layout = torch.contiguous_format
-    return lambda rows: a[rows.start : rows.stop].to(dtype, copy=True, memory_format=layout)
+    if dtype == a.dtype:
+        return lambda rows: torch.narrow_copy(a, 0, rows.start, len(rows))
+    return lambda rows: a[rows.start : rows.stop].to(dtype)
 
 
 def _transformed(tfm: Callable[..., Any], batch: Batch) -> Batch:

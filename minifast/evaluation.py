@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import chain, islice
 from typing import Any
 
@@ -12,13 +13,25 @@ from torch import Tensor, nn
 
 from . import checks
 from .batches import batch_size, cloned
-from .core import device_of
+from .core import device_of, modes_kept
 from .dataloader import ArrayLoader
 from .losses import divides_by_rows, original
 from .metrics import WeightedMean, accuracy, accuracy_multi, meter, metric_names
 from .mistakes import NOT_YET, explain_failure
+from .reach import reachable
 from .stepper import Stepper, split_batch
 from .team import Team, join
+
+
+@contextmanager
+def loss_in_eval_mode(crit: Any) -> Iterator[None]:
+    """Puts the modules of a loss in eval mode and back: dropout in a loss is for training."""
+    modules = list(reachable(original(crit), nn.Module).values())
+    with ExitStack() as modes:
+        for module in modules:
+            modes.enter_context(modes_kept(module))
+            module.eval()
+        yield
 
 
 @torch.no_grad()
@@ -31,34 +44,41 @@ def evaluate(
 ) -> dict[str, float]:
     """The loss and the metrics over a loader, with the net as it is, which is in eval mode."""
     device, team = device_of(net), join()
-    functions = [crit, *metrics]
     meters = [WeightedMean(crit), *map(meter, metrics)]
-    trusted = list(map(_is_known, functions))
-    for batch in eval_batches(dl, team, rows_at_once(dl, net, stepper, all(trusted))):
-        x, y = split_batch(batch, device)
-        preds = forward(stepper, net, x)
-        rows = batch_size(x, y)
-        try:
-            for each, known in zip(meters, trusted, strict=True):
-                # What a metric writes into is a copy: the next one gets what the net returned.
-                given = (preds, y) if known else (cloned(preds), cloned(y))
-                _update(each, *given, rows, team)
-        except Exception as error:
-            if each is meters[0]:  # the loss; a metric's own errors are its author's
-                explain_failure(error, net, crit, x, y, preds, NOT_YET)
-            raise
+    known = list(map(_is_known, [crit, *metrics]))
+    bs = rows_at_once(dl, net, stepper, all(known))
+    with loss_in_eval_mode(crit):
+        for batch in eval_batches(dl, team, bs):
+            x, y = split_batch(batch, device)
+            preds = forward(stepper, net, x)
+            _update_loss(meters[0], known[0], net, x, y, preds, team)
+            for each, safe in zip(meters[1:], known[1:], strict=True):
+                _update(each, safe, x, y, preds, team)
     names = ["val_loss", *metric_names(metrics)]
     values = [each.compute() if team is None else team.computed(each) for each in meters]
     return dict(zip(names, map(float, values), strict=True))
 
 
-def _update(meter: Any, preds: Any, y: Any, rows: int, team: Team | None) -> None:
+def _update_loss(
+    loss: Any, safe: bool, net: nn.Module, x: Any, y: Any, preds: Any, team: Team | None
+) -> None:
+    """`_update`, whose errors are explained; a metric's own are its author's."""
+    try:
+        _update(loss, safe, x, y, preds, team)
+    except Exception as error:
+        explain_failure(error, net, original(loss.function), x, y, preds, NOT_YET)
+        raise
+
+
+def _update(meter: Any, safe: bool, x: Any, y: Any, preds: Any, team: Team | None) -> None:
+    """Adds a batch to a metric. What it may write into is a copy: the next one gets the net's."""
+    given = (preds, y) if safe else (cloned(preds), cloned(y))
     if team is not None:
-        team.update(meter, preds, y)
+        team.update(meter, *given)
     elif isinstance(meter, WeightedMean):
-        meter.update(preds, y, rows)
+        meter.update(*given, batch_size(x, y))
     else:
-        meter.update(preds, y)
+        meter.update(*given)
 
 
 def forward(stepper: Stepper, net: nn.Module, x: Any) -> Any:

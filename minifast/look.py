@@ -126,7 +126,7 @@ def _check_input(run: Run, batch: Sequence[Any]) -> None:
         bad = ~t.isfinite().reshape(len(t), -1).all(1)
         if bad.any():
             _complain(run, _not_finite(name, t, int(bad.nonzero()[0])))
-    problem = label_problem(run.crit, y)
+    problem = None if _is_ignored_part(run, y) else label_problem(run.crit, y)
     if problem:
         raise (TypeError if y.is_floating_point() else ValueError)(problem)
     rates = [float(group["lr"]) for group in run.opt.param_groups if "lr" in group]
@@ -139,6 +139,13 @@ def _check_input(run: Run, batch: Sequence[Any]) -> None:
             entry="learning-rates",
         )
         _complain(run, text, certain=False)
+
+
+def _is_ignored_part(run: Run, y: Any) -> bool:
+    """Whether one of several processes has ignored labels only: the others may have more."""
+    if run.team is None or not isinstance(y, Tensor) or y.is_floating_point():
+        return False
+    return bool((y == getattr(original(run.crit), "ignore_index", -100)).all())
 
 
 def _not_finite(name: str, t: Tensor, row: int) -> str:

@@ -68,7 +68,10 @@ class WeightedLoss:
     Attributes:
         function: The loss or metric itself.
         divisor: What the last value divided by; None if that is unknown.
+        known: Whether it is known, in all processes where there are several.
         rows: The number of rows of the last batch, as its targets tell.
+        sums: Whether the last value is the sum over the rows: `reduction="sum"`, of a PyTorch loss
+            or as an attribute of the function.
         total: What the last batch counts in all processes together, where there are several.
 
     Examples:
@@ -81,18 +84,22 @@ class WeightedLoss:
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
         self.divisor: Count | None = None
-        self.rows = 0
+        self.rows, self.sums = 0, False
+        self.known: bool | Tensor = False
         self.total: Count = 0
 
     def __call__(self, preds: Any, targs: Any) -> Any:
         self.rows = batch_size(None, targs)
+        self.sums = getattr(self.function, "reduction", "mean") == "sum"
         declared = getattr(self.function, "divisor", None)
         if callable(declared):
-            self.divisor = declared(preds, targs)
-            return self.function(preds, targs)
-        with _Calls(preds, targs) as calls:
-            value = self.function(preds, targs)
-        self.divisor = calls.divisor_of(value)
+            self.divisor, value = declared(preds, targs), self.function(preds, targs)
+        else:
+            with _Calls(preds, targs) as calls:
+                value = self.function(preds, targs)
+            self.divisor = calls.divisor_of(value)
+            self.sums = self.sums or any(result is value for result in calls.sums)
+        self.known = self.divisor is not None
         return value
 
 
@@ -115,6 +122,7 @@ class _Calls(TorchFunctionMode):
     def __init__(self, preds: Any, targs: Any) -> None:
         super().__init__()
         self.found: list[tuple[Any, Count | None]] = []
+        self.sums: list[Any] = []
         self.counts = {
             prod(t.shape[:axes])
             for t in (preds, targs)
@@ -131,6 +139,8 @@ class _Calls(TorchFunctionMode):
         result = func(*args, **kwargs)
         if func in DIVISORS:
             self.found.append((result, _divisor(func, args, kwargs)))
+            if _signature(func).bind(*args, **kwargs).arguments.get("reduction") == "sum":
+                self.sums.append(result)
         elif func in MEANS and isinstance(result, Tensor) and result.ndim == 0:
             entries = args[0].numel() if args else kwargs["input"].numel()
             self.found.append((result, entries if entries in self.counts else None))

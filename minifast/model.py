@@ -26,7 +26,7 @@ from .resume import drawn_again, restore
 from .rng import random_state
 from .run_loaders import loader_views
 from .stepper import Stepper, split_batch
-from .team import failing_together, heard, join, same_net, together
+from .team import checking, failing_together, heard, join, same_net, together
 
 __all__ = [
     "T",
@@ -105,9 +105,10 @@ def fit(
         True
     """
     stepper = stepper or Stepper()
-    run = checked_run(
-        net, data, epochs, crit, opt, metrics, callbacks, n_epochs, stepper, steps, checks
-    )
+    with checking():
+        run = checked_run(
+            net, data, epochs, crit, opt, metrics, callbacks, n_epochs, stepper, steps, checks
+        )
     run.team = join()
     events = Events(heard(run, [*run.callbacks, Progress()] if progress else run.callbacks))
     with together(run, stepper) as stepper, _undone_afterwards(run, events):
@@ -185,18 +186,16 @@ def _begun(run: Run, events: Events) -> tuple[Iterator[Any], Iterator[int]]:
         events.on_epoch_begin(run)
         if run.stopped:
             return iter(()), count()
-        if run.team is not None:
-            run.team.same_random(run.data.trn_dl)
-        run.order = random_state(run.data.trn_dl)
+        run.order = random_state(run.data.trn_dl) if run.team is None else run.team.order(run)
     loader = run.loader_for(run.data.trn_dl, training=True)
     batches = drawn_again(run, done) if done else iter(loader)
     if run.team is not None:
-        batches = run.team.training_parts(loader, batches, done)
+        batches = run.team.training_parts(run, loader, batches)
     if run.max_batches is not None:
         batches = islice(batches, run.max_batches - done)
     batches = run.batches = Lookahead(batches)
     if run.team is not None:
-        batches = map(run.team.taken, batches)
+        batches = run.team.taken(run, batches)
     return look.first_batch(run, batches), count(done)
 
 
@@ -231,10 +230,11 @@ def validate(
         >>> validate(nn.Identity(), dl, nn.MSELoss())
         {'val_loss': 1.0}
     """
-    check_net(net)
-    check_loader(dl)
-    metrics = check_list("metrics", metrics, "functions (preds, targs) -> number")
-    stepper = check_stepper(stepper or Stepper())
+    with checking():
+        check_net(net)
+        check_loader(dl)
+        metrics = check_list("metrics", metrics, "functions (preds, targs) -> number")
+        stepper = check_stepper(stepper or Stepper())
     with failing_together(), modes_kept(net):
         same_net(net)
         net.eval()

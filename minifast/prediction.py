@@ -18,7 +18,7 @@ from .core import device_of, explain, length, modes_kept, to_np
 from .evaluation import eval_batches, forward, rows_at_once
 from .files import whole_file
 from .stepper import Stepper, split_batch
-from .team import failing_together, join, same_net
+from .team import checking, failing_together, join, same_net
 
 __all__ = ["iter_predict", "predict", "predict_with_targs"]
 
@@ -51,13 +51,22 @@ def predict(net: nn.Module, dl: Any, out: Any = None, *, stepper: Stepper | None
         >>> predict(nn.Identity(), ArrayLoader([[1.0], [2.0], [3.0]], [0, 0, 0], bs=2)).ravel()
         array([1., 2., 3.], dtype=float32)
     """
+    with checking():
+        batches = predictions(net, dl, stepper)
+        path = Path(out) if isinstance(out, str | Path) else None
+        rows = 0 if path is None else _rows_of(dl)
+        if out is not None and path is None:
+            _check_array(out)
     with failing_together():
-        parts = iter_predict(net, dl, stepper=stepper)
+        parts = (preds for _, preds, _ in batches)
         if out is None:
             return _joined(list(parts))
-        if isinstance(out, str | Path):
-            return _to_file(parts, _rows_of(dl), Path(out))
-        return _into(out, parts)
+        return _into(out, parts) if path is None else _to_file(parts, rows, path)
+
+
+def _check_array(out: Any) -> None:
+    if isinstance(out, Tensor) or not (hasattr(out, "shape") and hasattr(out, "dtype")):
+        raise _unfit(f"a {type(out).__name__}", "a path, or an array")
 
 
 def _joined(parts: list[Any]) -> Any:
@@ -77,8 +86,6 @@ def _joined(parts: list[Any]) -> Any:
 
 def _into(out: Any, parts: Iterator[np.ndarray]) -> Any:
     """Fills an array with all rows."""
-    if isinstance(out, Tensor) or not (hasattr(out, "shape") and hasattr(out, "dtype")):
-        raise _unfit(f"a {type(out).__name__}", "a path, or an array")
     begin, n = 0, int(out.shape[0]) if out.shape else 0
     for preds in map(_one_array, parts):
         end = begin + len(preds)
@@ -143,8 +150,10 @@ def predict_with_targs(
         >>> targs
         array([0, 1])
     """
+    with checking():
+        batches = predictions(net, dl, stepper)
     with failing_together():
-        pairs = [(preds, targs) for _, preds, targs in predictions(net, dl, stepper)]
+        pairs = [(preds, targs) for _, preds, targs in batches]
     return _joined([preds for preds, _ in pairs]), _joined([targs for _, targs in pairs])
 
 
@@ -159,7 +168,10 @@ def iter_predict(net: nn.Module, dl: Any, *, stepper: Stepper | None = None) -> 
         ...     preds.ravel()
         array([1., 2.], dtype=float32)
     """
-    return (preds for _, preds, _ in predictions(net, dl, stepper))
+    with checking():
+        batches = predictions(net, dl, stepper)
+    team = join()
+    return (preds for _, preds, _ in (batches if team is None else team.each_taken(batches)))
 
 
 def predictions(net: nn.Module, dl: Any, stepper: Stepper | None) -> Iterator[tuple[Any, Any, Any]]:

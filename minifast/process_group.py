@@ -63,22 +63,39 @@ def world_size() -> int:
     )
 
 
-def begin_group(timeout: float) -> None:
-    """Makes torch's process group of the environment, for the CPU and for GPUs."""
+def begin_group(timeout: float) -> Any:
+    """Makes torch's process group of the environment, for the CPU and for GPUs.
+
+    Returns the store by which its processes find each other.
+    """
     most = timedelta(seconds=timeout)
     dist: Any = torch.distributed
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        dist.init_process_group(backend, timeout=most)
-        return
-    # torchrun keeps one store over all restarts, and with it the addresses of processes that are
-    # no more (github.com/pytorch/pytorch/issues/135712): these get a part of it to themselves.
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        store = dist.TCPStore(host, port, size, rank == 0, timeout=most)
+        dist.init_process_group(backend, timeout=most, store=store, rank=rank, world_size=size)
+        return store
+    # torchrun keeps one store over all restarts, and with it the addresses of processes that are
+    # no more (github.com/pytorch/pytorch/issues/135712): these get a part of it to themselves.
     store = dist.TCPStore(host, port, timeout=most, wait_for_workers=False)
     name = greeted(store, size) if rank == 0 else greeting(store, rank)
     own = dist.PrefixStore(name, store)
     dist.init_process_group(backend, timeout=most, store=own, rank=rank, world_size=size)
+    return own
+
+
+def store_of_program() -> Any:
+    """The store of a process group that the program made itself; None where torch hides it.
+
+    torch has no public name for it. Without it an error still ends all processes, but the others
+    are told only that a connection was closed.
+    """
+    try:
+        return torch.distributed.distributed_c10d._get_default_store()
+    except Exception:  # a private name may go, and must not take the place of the user's error
+        return None
 
 
 def greeting(store: Any, rank: int) -> str:

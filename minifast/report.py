@@ -19,7 +19,7 @@ from .metric_inputs import class_labels
 from .metrics import confusion_matrix, probabilities
 from .prediction import predictions
 from .stepper import Stepper
-from .team import failing_together
+from .team import checking, failing_together
 
 __all__ = ["Report", "report"]
 
@@ -242,8 +242,10 @@ def _predicted(
     """
     parts: list[tuple[Any, Any]] = []
     images, begin = _WorstImages(n_worst), 0
+    with checking():
+        batches = predictions(net, dl, stepper)
     with failing_together():
-        for x, preds, targs in predictions(net, dl, stepper):
+        for x, preds, targs in batches:
             parts.append((preds, targs))
             images.add(begin, x, preds, targs)
             begin += len(targs)

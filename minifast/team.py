@@ -10,18 +10,28 @@ import atexit
 import gc
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from itertools import islice
+from itertools import count, islice
 from threading import Thread
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
+from .agreement import (
+    Group,
+    are_same_rows,
+    check_not_dealt,
+    ended,
+    left_others,
+    not_as_many,
+    other_rows,
+    rows_told,
+)
 from .batches import concat, map_structure, scatter, shard_size
 from .callback import Callback, Run
-from .core import explain
+from .core import device_of, explain
 from .dataloader import ArrayLoader
+from .draws import Draws, mixed
 from .losses import weighted
 from .metrics import WeightedMean
 from .process_group import begin_group, is_helper, world_size
@@ -34,87 +44,45 @@ from .trained import Trained, others
 __all__ = ["Team", "join"]
 
 
-class Team:
+class Team(Group):
     """The processes that `torchrun` started, seen from one of them.
 
     Attributes:
-        rank: The number of this process, from 0.
-        size: How many there are.
         rows: Of the batch that is learned from: this process's rows, and those of all.
+        draws: What this process draws random numbers from, in the fit under way.
     """
 
-    def __init__(self) -> None:
-        import torch.distributed as dist
-
-        self.dist = dist
-        self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        gpu_only = dist.get_backend() == "nccl"  # as a program's own group may be
-        self.device = torch.device("cuda" if gpu_only else "cpu")
+    def __init__(self, store: Any = None, timeout: float = 600) -> None:
+        super().__init__(store, timeout)
         self.rows = self.looked_at = (1, 1)
+        self.draws, self.fits = Draws(), 0
 
-    # ---- the same in all -----------------------------------------------------------------
+    # ---- drawing the same ----------------------------------------------------------------
 
-    def total(self, *values: float) -> list[float]:
-        """The sums over all processes, the same to the bit in each."""
-        t = torch.tensor(values, dtype=torch.float64, device=self.device)
-        self.dist.all_reduce(t)
-        found: list[float] = t.tolist()
-        return found
-
-    def gathered(self, value: Any) -> list[Any]:
-        """The values of all processes, by their numbers."""
-        found: list[Any] = [None] * self.size
-        self.dist.all_gather_object(found, value)
-        return found
-
-    def from_first(self, make: Callable[[], Any]) -> Any:
-        """What the first process makes, in all; its error is the others' too."""
-        told: list[Any] = [None, None]
-        if self.rank == 0:
-            try:
-                told = [make(), None]
-            except Exception as error:
-                told = [None, error]
-        self.dist.broadcast_object_list(told)
-        if told[1] is not None:
-            raise told[1]
-        return told[0]
-
-    def same_random(self, loader: Any) -> None:
-        """Puts all generators where the first process's are: an epoch's order is one for all."""
-        set_random_state(self.from_first(lambda: random_state(loader)), loader)
-
-    @torch.no_grad()
-    def same(self, *tensors: Tensor) -> None:
-        """The first process's numbers, for all: weights, running averages."""
-        for t in tensors:
-            if is_lazy(t) or t.numel() == 0:
-                continue
-            if t.layout != torch.strided:
-                t.copy_(self.from_first(t.detach))
-                continue
-            if any(n > 1 and not step for n, step in zip(t.shape, t.stride(), strict=True)):
-                continue  # a number that stands for many cannot be written many times
-            # As bytes, since not every kind of number can be sent.
-            whole = (t.detach() if t.is_cuda else t.detach().to(self.device)).contiguous()
-            self.dist.broadcast(whole.reshape(-1).view(torch.uint8), 0)
-            if whole.data_ptr() != t.data_ptr():
-                t.copy_(whole)
-
-    def same_net(self, net: nn.Module) -> None:
-        """The first process's weights and buffers, for all.
+    def order(self, run: Run) -> dict[str, Any]:
+        """The generators from which all processes draw the epoch's order: the first one's.
 
         Raises:
-            RuntimeError: if the processes have different nets.
+            RuntimeError: if the processes have different rows.
         """
-        if is_sharded(net):  # its parts differ, as they should
-            return
-        ours = [(name, str(t.dtype), tuple(t.shape)) for name, t in net.state_dict().items()
-                if isinstance(t, Tensor) and not is_lazy(t)]  # fmt: skip
-        for rank, theirs in enumerate(self.gathered(ours)):
-            if theirs != ours:
-                raise RuntimeError(_other_nets(rank, theirs, self.rank, ours))
-        self.same(*net.parameters(), *net.buffers())
+        loader = run.data.trn_dl
+        ours = rows_told(loader)
+        state, theirs = self.from_first(lambda: (random_state(loader), ours))
+        if not are_same_rows(ours, theirs):
+            raise RuntimeError(other_rows(self.rank, ours[:-1], theirs[:-1]))
+        set_random_state(state, loader)
+        self._set_key(run.order, state)
+        return {**state, "draws": self.draws.key}
+
+    def _set_key(self, order: dict[str, Any], state: dict[str, Any]) -> None:
+        """Seeds the fit's streams as those of the epoch before; of the first by its generators.
+
+        Those may be where they were in the fit before, if neither loader nor callbacks draw.
+        """
+        if "draws" in order:
+            self.draws.key = order["draws"]
+        else:
+            self.draws.key = mixed(self.fits, state["torch"].numpy().tobytes())
 
     # ---- each its part -------------------------------------------------------------------
 
@@ -132,13 +100,13 @@ class Team:
             for n, batch in zip(sizes, batches, strict=False):
                 yield (shard_size(n, self.rank, self.size), n), batch
             return
-        _check_not_dealt(loader, self.size)
+        check_not_dealt(loader, self.size)
         batches = iter(batches)
         while True:
             group = list(islice(batches, self.size))
             counts = self.total(len(group), len(group) ** 2)
             if counts != [len(group) * self.size, len(group) ** 2 * self.size]:
-                raise RuntimeError(_not_as_many(loader, len(group)))
+                raise RuntimeError(not_as_many(loader, len(group)))
             if not group:
                 return
             mine, n, part = scatter(group, self.rank, self.size)
@@ -149,16 +117,57 @@ class Team:
         return n if isinstance(loader, ArrayLoader) else -(-n // self.size)
 
     def training_parts(
-        self, loader: Any, batches: Iterable[Any], done: int
+        self, run: Run, loader: Any, batches: Iterable[Any]
     ) -> Iterator[tuple[tuple[int, int], Any]]:
-        """The parts of an epoch of which so many batches were taken before, with their rows."""
-        sizes = loader.batch_rows(done) if isinstance(loader, ArrayLoader) else ()
-        return self.parts(loader, batches, sizes)
+        """The parts of the batches that are left of an epoch, with their rows.
 
-    def taken(self, part: tuple[tuple[int, int], Any]) -> Any:
-        """The part of a batch, which is the one that is learned from now."""
-        self.rows, batch = part
-        return batch
+        Batches that a loader draws as it goes are the same in all processes. What the `tfm` of an
+        `ArrayLoader` draws, for rows of this process only, is not.
+        """
+        done = run.step - run.epoch_start
+        if done:  # resumed
+            self._set_key(run.order, run.order)
+            run.order["draws"] = self.draws.key
+        self.draws.loader_draws = not isinstance(loader, ArrayLoader)
+        if not isinstance(loader, ArrayLoader):
+            return self._drawn(self.parts(loader, batches))
+        parts = self.parts(loader, batches, loader.batch_rows(done))
+        return parts if loader.tfm is None else self._changed(parts, run.step)
+
+    def _drawn(self, parts: Iterator[Any]) -> Iterator[Any]:
+        """The parts, drawn from the stream that all processes have in common."""
+        end = object()
+        while True:
+            with self.draws.common():
+                part = next(parts, end)
+            if part is end:
+                return
+            yield part
+
+    def _changed(self, parts: Iterator[Any], step: int) -> Iterator[Any]:
+        """The parts, each of them drawn from a stream of its own."""
+        end = object()
+        for number in count(step):
+            with self.draws.of_batch(number):
+                part = next(parts, end)
+            if part is end:
+                return
+            yield part
+
+    def taken(self, run: Run, parts: Iterator[Any]) -> Iterator[Any]:
+        """The parts, each of which is the one that is learned from until the next is taken.
+
+        As long the process draws from its own stream, or until the gradients are there.
+        """
+        draws = self.draws
+        try:
+            for self.rows, batch in parts:
+                draws.begin(run.step)
+                yield batch
+                draws.end()
+        except GeneratorExit:  # training stops within the epoch
+            draws.end()
+            raise
 
     def in_order(self, loader: Any, bs: int) -> Iterator[Any]:
         """The parts of all rows in their own order, `bs` of them (of all processes) at a time."""
@@ -167,8 +176,10 @@ class Team:
             mine = loader.view(shard=(self.rank, self.size)).in_order(bs)
             parts = self.parts(loader, mine, [bs] * n + [rest] * (rest > 0))
         else:
-            self.same_random(loader)  # it may shuffle
-            parts = self.parts(loader, loader)
+            with self.draws.common():
+                self.same_random(loader)  # it may shuffle
+                drawn = iter(loader)
+            parts = self._drawn(self.parts(loader, drawn))
         for rows, part in parts:
             self.looked_at = rows
             yield part
@@ -177,8 +188,13 @@ class Team:
         """Adds a batch to a metric: this process's part to a mean, all rows to any other."""
         if not isinstance(meter, WeightedMean):
             meter.update(self.whole(preds), self.whole(y))
-        elif self.looked_at[0]:
-            meter.update(preds, y, self.looked_at[0])
+            return
+        mine = self.looked_at[0]
+        value = meter.function(preds, y)
+        if meter.function.sums:  # the value of the batch is the sum over its parts
+            value = self.total(float(value) if mine else 0.0)[0]
+        if mine:
+            meter.add(value, mine, meter.function.divisor)
 
     def computed(self, meter: Any) -> Any:
         """A metric's value over the rows of all processes."""
@@ -189,6 +205,43 @@ class Team:
     def skipped(self, loader: Any, batches: int) -> int:
         """How many of the loader's own batches so many of all processes are."""
         return batches if isinstance(loader, ArrayLoader) else batches * self.size
+
+    @contextmanager
+    def checking(self) -> Iterator[None]:
+        """What one process refuses before anything has begun, all refuse; connections stay."""
+        mine: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            mine = error
+        if self.total(mine is not None)[0]:
+            told = self.gathered(None if mine is None else f"{type(mine).__name__}: {mine}")
+            if mine is not None:
+                raise mine
+            rank = next(rank for rank, text in enumerate(told) if text is not None)
+            raise RuntimeError(ended(rank, told[rank]))
+
+    def each_taken(self, items: Iterator[Any]) -> Iterator[Any]:
+        """The items, of which all processes take each, or stop at the same one.
+
+        Raises:
+            RuntimeError: if another process stopped and this one goes on; connections stay.
+        """
+        for number in count():
+            with self.failing_together():
+                item = next(items, self)
+            if item is self:
+                return
+            try:
+                yield item
+            except GeneratorExit:
+                if self.is_connected():
+                    with suppress(RuntimeError):  # the others have ended
+                        self.gathered(True)
+                raise
+            left = [rank for rank, leaves in enumerate(self.gathered(False)) if leaves]
+            if left:
+                raise RuntimeError(left_others(left[0], number))
 
     def whole(self, value: Any) -> Any:
         """The rows that all processes have of a batch, in their order, on the CPU."""
@@ -202,18 +255,24 @@ class Team:
     @contextmanager
     def training(self, run: Run, stepper: Stepper) -> Iterator[Stepper]:
         """A stepper for all processes in the place of the one for each."""
+        outer = self.draws, self.rows  # of a fit that this one is within
         with ExitStack() as stack:
             stack.enter_context(self.failing_together())
+            stack.enter_context(self.draws.common())
+            self.draws, self.fits = Draws(self.rank, device_of(run.net)), self.fits + 1
             run.crit = weighted(run.crit)
+            self.same_random(run.data.trn_dl)
             self.same_net(run.net)
             trained = Trained(run.net, run.crit, run.opt)
             self.same(*others(run.net, run.opt), *trained.buffers())
             averaging = None
             if not is_sharded(run.net):  # fully_shard has hooks of its own
-                averaging = stack.enter_context(Averaging().of(run.net))
+                averaging = stack.enter_context(Averaging(self.group).of(run.net))
             yield Together(self, stepper, averaging)
             self.same(*trained.buffers())
+            self.same_random(run.data.trn_dl)
             self.total(0.0)  # whoever ends otherwise has said so by now
+            self.draws, self.rows = outer
 
     @contextmanager
     def failing_together(self) -> Iterator[None]:
@@ -225,19 +284,20 @@ class Team:
         try:
             yield
         except BaseException as error:
-            if not self.dist.is_initialized():  # they have parted, in a call within this one
+            if not self.is_connected():  # they have parted, in a call within this one
                 raise
             mine = f"{self.rank}:{type(error).__name__}: {error}"
-            store = self.dist.distributed_c10d._get_default_store()
-            told = answered(lambda: store.compare_set("minifast/error", "", mine).decode())
-            del store
+            store, told = self.store, None
+            if store is not None:
+                told = answered(lambda: store.compare_set("minifast/error", "", mine).decode())
+            self.store = store = None
             _part(mine.partition(":")[2])
             if told is None:  # the store went with the process that had it, or is cut off
                 raise
             rank, _, text = told.partition(":")
             if text == mine.partition(":")[2] or _is_own(error, text):
                 raise
-            raise RuntimeError(f"process {rank} ended with {text}") from error
+            raise RuntimeError(ended(int(rank), text)) from error
 
 
 def _is_own(error: BaseException, told: str) -> bool:
@@ -250,6 +310,12 @@ def failing_together() -> AbstractContextManager[None]:
     """`Team.failing_together`, where there are several processes."""
     team = join()
     return nullcontext() if team is None else team.failing_together()
+
+
+def checking() -> AbstractContextManager[None]:
+    """`Team.checking`, where there are several processes."""
+    team = join()
+    return nullcontext() if team is None else team.checking()
 
 
 def same_net(net: nn.Module) -> None:
@@ -291,44 +357,6 @@ def answered(ask: Callable[[], str], seconds: float = 10) -> str | None:
     return found[0] if found else None
 
 
-# ---- what cannot be ----------------------------------------------------------------------
-
-
-def _other_nets(rank: int, theirs: list[Any], here: int, ours: list[Any]) -> str:
-    differ = [each for each in ours if each not in theirs] or ours[len(theirs) :]
-    return explain(
-        "the processes have different nets",
-        got=f"process {here} has {len(ours)} weights, {rank} {len(theirs)}; first: {differ[:1]}",
-        wanted="the same layers in each",
-        fix="build the net by the same code in each process",
-        entry="several-processes",
-    )
-
-
-def _check_not_dealt(loader: Any, size: int) -> None:
-    sampler = getattr(loader, "sampler", None)
-    if isinstance(sampler, torch.utils.data.DistributedSampler) and sampler.num_replicas > 1:
-        raise ValueError(
-            explain(
-                "the loader's rows were dealt out already, and fit deals them again",
-                got=f"a DistributedSampler of {sampler.num_replicas}, in {size} processes",
-                wanted="a loader of all rows in each process",
-                fix="DataLoader(data, batch_size, shuffle=True), without the sampler",
-                entry="several-processes",
-            )
-        )
-
-
-def _not_as_many(loader: Any, here: int) -> str:
-    return explain(
-        "the processes' loaders do not give the same batches",
-        got=f"{here} of {type(loader).__name__} here, and another number elsewhere",
-        wanted="the same batches in each process, of which fit takes each its part",
-        fix="give each process's loader the same rows; a stream that differs needs steps=",
-        entry="several-processes",
-    )
-
-
 # ---- joining -----------------------------------------------------------------------------
 
 _team: Team | None = None
@@ -338,8 +366,9 @@ _parted: str | None = None
 def join(timeout: float = 600) -> Team | None:
     """The team, if `torchrun` (or the like) has started several processes; else None.
 
-    The process group is made at the first call, for the CPU and for GPUs, unless the program has
-    made one itself, and is taken down when the program ends. `fit` and `predict` call it. Processes
+    The process group is made at the first call, for the CPU and for GPUs, and is taken down when
+    the program ends, or after an error. Where the program has made one itself it stays the
+    program's, and another one is made beside it. `fit` and `predict` call it. Processes
     that one of the team starts by `multiprocessing`, such as a pool's, belong to none (on Linux).
 
     Args:
@@ -354,7 +383,7 @@ def join(timeout: float = 600) -> Team | None:
     made = dist.is_available() and dist.is_initialized()
     if is_helper() and (_team is not None or not made):  # a fork has its parent's team, too
         return None
-    if _team is not None and made:
+    if _team is not None and made and _team.is_connected():
         return _team
     if _parted is not None:
         raise RuntimeError(
@@ -368,19 +397,20 @@ def join(timeout: float = 600) -> Team | None:
         )
     if (dist.get_world_size() if made else world_size()) < 2:
         return None
+    store = None
     if not made:
-        begin_group(timeout)
+        store = begin_group(timeout)
         atexit.register(_leave)
-    _team = Team()
+    _team = Team(store, timeout)
     return _team
 
 
 def _leave() -> None:
     global _team
-    _team = None
+    team, _team = _team, None
     gc.collect()  # what still refers to the group would keep its connections and threads
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    if team is not None:
+        team.leave()
     gc.collect()
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .batches import leaves
 from .callback import Callback, Events, Run
 from .core import device_of, explain
-from .losses import original
+from .losses import weighted
 from .stepper import Stepper
 from .trained import Trained, others
 
@@ -36,7 +36,10 @@ class Together(Stepper):
         """The inner stepper's step; gives the loss over all rows of the batch."""
         calls = self.averaging.calls if self.averaging else -1
         shared = Weighting(events, self.team, self._average_others)
+        run.crit = crit = weighted(run.crit)  # a callback may have assigned another
+        crit.divisor, crit.sums = None, False  # and a stepper may compute its loss without it
         loss = self.inner.step(run, shared)
+        self.team.draws.end()  # a stepper may have told nothing of its gradients
         if self.averaging and self.averaging.calls == calls:
             raise RuntimeError(_not_called(run.stepper))
         return loss if shared.loss is None else shared.loss
@@ -46,7 +49,7 @@ class Together(Stepper):
         for p in others(run.net, run.opt):
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
-            self.team.dist.all_reduce(p.grad)
+            self.team.dist.all_reduce(p.grad, group=self.team.group)
             p.grad /= self.team.size
 
 
@@ -74,8 +77,7 @@ class Weighting(Events):
         """
         crit: Any = run.crit
         loss, (mine, rows) = run.loss.detach(), self.team.rows
-        sums = getattr(original(crit), "reduction", "mean") == "sum"
-        divisor = 1.0 if sums else crit.divisor
+        divisor = 1.0 if crit.sums else crit.divisor
         weight = torch.zeros((), dtype=torch.float64, device=loss.device)
         if mine and divisor is not None:
             weight += divisor
@@ -83,20 +85,21 @@ class Weighting(Events):
         unknown = torch.full_like(weight, mine > 0 and divisor is None)
         weighted = torch.where(weight > 0, value * weight, 0.0)  # nan, where all labels are ignored
         parts = torch.stack([weighted, weight, value * mine, unknown])
-        self.team.dist.all_reduce(parts)
+        self.team.dist.all_reduce(parts, group=self.team.group)
         by_divisor, divisors, by_rows, unknowns = parts.unbind()
         known = unknowns == 0
         total = torch.where(known, by_divisor, by_rows)
-        crit.total = torch.where(
-            known, torch.ones_like(divisors) if sums else divisors, float(rows)
-        )
-        self.loss = (total / crit.total).to(loss.dtype)
+        count = torch.where(known, torch.ones_like(divisors) if crit.sums else divisors, rows)
+        self.loss = (total / count).to(loss.dtype)
+        crit.known = known
+        crit.total = float(rows) if crit.sums else count  # among batches a sum counts by its rows
         own = torch.where(known, weight, float(mine))
-        share: Tensor = own * self.team.size / crit.total.clamp(min=1e-300)
+        share: Tensor = own * self.team.size / count.clamp(min=1e-300)
         return share.to(loss.dtype)
 
     def on_backward_end(self, run: Run) -> None:
         self.average(run)
+        self.team.draws.end()  # what changes gradients and weights must be the same in all
         self.events.on_backward_end(run)
 
 
@@ -127,6 +130,7 @@ class Agree(Callback):
     def on_epoch_end(self, run: Run) -> None:
         self.team.same(*_buffers(run))  # without validation it was not done yet
         self._agree(run)
+        self.team.same_random(run.data.trn_dl)  # the first process may have drawn for itself
 
     def _agree(self, run: Run) -> None:
         if self.team.total(run.asked is not None)[0]:
@@ -152,8 +156,8 @@ class Averaging:
         calls: How often the net was called to learn.
     """
 
-    def __init__(self) -> None:
-        self.calls = 0
+    def __init__(self, group: Any = None) -> None:
+        self.calls, self.group = 0, group
         self.ddp: Any = None
         self.learns: list[bool] = []
         self.now = False
@@ -170,7 +174,8 @@ class Averaging:
         finally:
             for hook in hooks:
                 hook.remove()
-            self.ddp = None  # an error's traceback keeps this, and must not keep the connections
+            # An error's traceback keeps this, and must not keep the connections.
+            self.ddp = self.group = None
 
     def before(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """DDP's first half."""
@@ -186,7 +191,7 @@ class Averaging:
             both = nn.Module()
             both.net, both.unused = module, nn.Parameter(torch.zeros(1, device=device_of(module)))
             self.ddp = nn.parallel.DistributedDataParallel(
-                both, find_unused_parameters=True, init_sync=False
+                both, process_group=self.group, find_unused_parameters=True, init_sync=False
             )
             self.ddp.broadcast_buffers = False  # `Agree` sends them when they are looked at
         return self.ddp._pre_forward(*args, **kwargs)

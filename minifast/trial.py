@@ -100,14 +100,14 @@ def trial_fit(
             result.settings.append(settings_of(opt))
             result.weights = {k: t.detach().clone() for k, t in net.state_dict().items()}
             result.rng = [torch.get_rng_state().tolist(), random.getstate()]
-            result.rng.append(str(np.random.get_state()))
+            result.rng.append(str(np.random.get_state(legacy=False)))
     return result
 
 
 @contextmanager
 def seeded() -> Iterator[None]:
     """All random generators begin with seed 0, and are as before afterwards."""
-    state = random.getstate(), np.random.get_state()
+    state = random.getstate(), np.random.get_state(legacy=False)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -33,6 +34,7 @@ from minifast.plugins import (
     GradAccumulation,
     GradClip,
     GradientStats,
+    MixUp,
     OneCycle,
     SaveBest,
 )
@@ -130,15 +132,29 @@ def padded(rows: list[Any]) -> Any:
     return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True), y
 
 
+class Augmented(TensorDataset):
+    """Rows that are drawn anew whenever they are read, from all generators."""
+
+    def __getitem__(self, i: Any) -> Any:
+        x, y = super().__getitem__(i)
+        return x + 0.1 * torch.randn(6) + 0.1 * np.random.normal() + 0.1 * random.random(), y
+
+
 def data(kind: str, folder: Path, bs: int) -> Any:
     x, y, x_valid, y_valid = arrays()
-    if kind == "ignored":
+    if kind in ("ignored", "both"):
         y = np.where(np.arange(len(y)) % 4 == 1, -100, y)
-    if kind in ("loader", "named", "padded"):
+    if kind == "half":  # of each batch, and so all that one of two processes has
+        y = np.where(np.arange(len(y)) // 8 % 2 == 0, -100, y)
+        trn, val = (minifast.ArrayLoader(*a, bs=bs) for a in ((x, y), (x_valid, y_valid)))
+        return ModelData(folder, trn, val)
+    if kind in ("loader", "named", "padded", "augmented"):
         trn, val = (
             TensorDataset(torch.from_numpy(a), torch.from_numpy(b))
             for a, b in ((x, y), (x_valid, y_valid))
         )
+        if kind == "augmented":
+            trn = Augmented(*trn.tensors)
         collate: Any = {"named": named, "padded": padded}.get(kind)
         return ModelData(
             folder,
@@ -171,7 +187,32 @@ def net_of(kind: str) -> Any:
     return {"named": Named, "padded": Pooled}.get(kind, lambda: net)()
 
 
+def unlike(preds: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """A mean over rows, of which minifast knows only for some batches that it is one."""
+    if y[0] == 0:
+        return nn.functional.cross_entropy(preds, y)
+    return -preds.log_softmax(1)[torch.arange(len(y)), y].sum() / len(y)
+
+
+class Unlike(nn.Module):
+    """`unlike` as a module."""
+
+    def forward(self, preds: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return unlike(preds, y)
+
+
+class Partial(nn.Module):
+    """A sum over rows, by a function."""
+
+    def forward(self, preds: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(preds, y, reduction="sum")
+
+
 LOSSES: dict[str, Callable[[], Any]] = {
+    "partial": Partial,
+    "both": lambda: nn.CrossEntropyLoss(weight=torch.tensor([0.2, 1.0, 3.0])),
+    "summed": lambda: nn.CrossEntropyLoss(reduction="sum"),
+    "unlike": Unlike,
     "weighted": lambda: nn.CrossEntropyLoss(weight=torch.tensor([0.2, 1.0, 3.0])),
     "tempered": Tempered,
 }
@@ -186,7 +227,7 @@ def job(
     **options: Any,
 ) -> dict[str, Any]:
     """A fit and its predictions."""
-    torch.manual_seed(3)
+    torch.manual_seed(3), np.random.seed(3), random.seed(3)
     md, net = data(kind, folder, bs), net_of(kind)
     crit = LOSSES.get(kind, nn.CrossEntropyLoss)()
     opt = optim.Adam([*net.parameters(), *crit.parameters()], 0.01)
@@ -230,6 +271,44 @@ class Growing(minifast.Callback):
         rows = [y for _, y in run.data.val_dl.in_order(10)]
         assert torch.equal(torch.cat(rows), self.whole.val_dl.arrays[1])
         assert len(run.data.val_dl) == -(-VALID // run.data.val_dl.bs)
+
+
+class GrowingLoader(minifast.Callback):
+    """`Growing` with a loader of PyTorch, of rows drawn at random."""
+
+    def on_epoch_begin(self, run: Run) -> None:
+        x, y, *_ = (torch.from_numpy(a) for a in arrays())
+        rows = torch.randperm(ROWS)[: 40 * (run.epoch + 1)]
+        whole = 16 // SIZE
+        loader = DataLoader(TensorDataset(x[rows], y[rows]), whole, shuffle=True)
+        run.data = ModelData(run.data.path, loader, run.data.val_dl)
+        assert run.n_batches == -(-len(rows) // 16)
+
+
+class Nested(minifast.Callback):
+    """Trains another net within a step, on batches of another size."""
+
+    def on_batch_begin(self, run: Run) -> None:
+        if run.batch in (3, 12):  # the last one is short
+            x, y, *_ = arrays()
+            with torch.random.fork_rng():  # each process draws in on_batch_begin for itself
+                net = nn.Linear(6, 3)
+            md = ModelData(".", minifast.ArrayLoader(x[:8], y[:8], bs=8 // SIZE, shuffle=True))
+            opt = optim.SGD(net.parameters(), 0.1)
+            fit(net, md, 1, nn.CrossEntropyLoss(), opt, progress=False)
+
+
+class Noise(minifast.Callback):
+    """Draws what changes gradients and weights: it must be the same in all processes."""
+
+    def on_backward_end(self, run: Run) -> None:
+        for p in run.net.parameters():
+            p.grad += 0.01 * torch.randn(p.shape) + 0.01 * random.random()
+
+    def on_batch_end(self, run: Run) -> None:
+        with torch.no_grad():
+            for p in run.net.parameters():
+                p += 0.01 * np.random.rand()
 
 
 class Evals(minifast.Callback):
@@ -282,6 +361,175 @@ class Counts(minifast.Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.batches = state["batches"]
+
+
+class Drawing(nn.Module):
+    """A net with dropout and BatchNorm that notes what each batch draws."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.BatchNorm1d(6), nn.Dropout(0.3), a_net(7 + RANK))
+        self.drawn: list[tuple[float, ...]] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            mask = nn.functional.dropout(torch.ones(64), 0.5)
+            self.drawn.append((hash(tuple(mask.tolist())), np.random.rand(), random.random()))
+        preds: torch.Tensor = self.inner(x)
+        return preds
+
+
+class Changes:
+    """An augmentation by the loader."""
+
+    def __init__(self) -> None:
+        self.drawn: list[float] = []
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        noise = torch.randn(x.shape)
+        self.drawn.append(float(noise[0, 0]))
+        return x + 0.1 * noise
+
+
+def draws(folder: Path, bs: int) -> dict[str, Any]:
+    """What is drawn in two fits after each other; and by runs that are broken off and resumed."""
+    x, y, x_valid, y_valid = arrays()
+
+    def fitted(kind: str, fits: int = 1, stop: int = 0, **options: Any) -> dict[str, Any]:
+        seed = 99 if "resume" in options else 3 + RANK
+        torch.manual_seed(seed), np.random.seed(seed), random.seed(seed)
+        join().fits = 0  # type: ignore[union-attr]  # as in a new process
+        net, seen, tfm = Drawing(), Seen(), Changes()
+        rows = TensorDataset(torch.from_numpy(x), torch.from_numpy(y))
+        trn: Any = {
+            "arrays": lambda: minifast.ArrayLoader(x, y, bs=bs, shuffle=True, tfm=tfm),
+            "loader": lambda: DataLoader(Augmented(*rows.tensors), bs, shuffle=True),
+            "list": lambda: list(DataLoader(rows, bs)),  # draws nothing
+        }[kind]()
+        opt = optim.Adam(net.parameters(), 0.01)
+        md = ModelData(folder, trn, minifast.ArrayLoader(x_valid, y_valid, bs=bs))
+        stops = [StopsInOne(stop, True)] if stop else []
+        # Accumulation asks for the next batch, which a loader that augments draws then.
+        watches = [seen, MixUp(), *stops]
+        if kind != "loader":
+            watches.insert(2, GradAccumulation(2))
+        if stop or options:
+            watches.append(Checkpoint(folder / f"{kind}.ckpt"))
+        drawn = []
+        for _ in range(fits):
+            net.drawn = []
+            fit(
+                net, md, 2, nn.CrossEntropyLoss(), opt, callbacks=watches, progress=False, **options
+            )
+            drawn.append(net.drawn)
+        state = torch.cat([t.double().flatten() for t in net.state_dict().values()])
+        after = torch.rand(1), np.random.rand(), random.random()
+        return {"drawn": drawn, "state": state, "rows": seen.rows, "tfm": tfm.drawn, "after": after}
+
+    found = {kind: fitted(kind, fits=2) for kind in ("arrays", "loader", "list")}
+    for kind in ("arrays", "loader", "list"):
+        whole = fitted(kind)
+        for stop in (5, 13):  # within the first epoch, and at its end
+            fitted(kind, stop=stop)
+            rest = fitted(kind, resume=folder / f"{kind}.ckpt")
+            assert torch.equal(rest["state"], whole["state"]), (kind, stop)
+            assert rest["drawn"][0] == whole["drawn"][0][stop:]
+            if RANK == 0:
+                (folder / f"{kind}.ckpt").unlink()
+    return found
+
+
+def structures(folder: Path, bs: int) -> dict[str, Any]:
+    """Targets that are no tensor: a loss over all rows, and weights."""
+    x, y, *_ = (torch.from_numpy(a) for a in arrays())
+
+    def dicts(rows: list[Any]) -> Any:
+        x, y = torch.utils.data.default_collate(rows)
+        return {"x": x}, {"label": y, "twice": 2 * y}
+
+    def lists(rows: list[Any]) -> Any:  # as of boxes: a tensor of another length for each row
+        x, y = torch.utils.data.default_collate(rows)
+        return x, [torch.full((1 + int(label), 2), float(label)) for label in y]
+
+    def of_dicts(preds: Any, y: Any) -> Any:
+        return nn.functional.cross_entropy(preds, y["label"]) + 0.1 * preds.square().mean()
+
+    def of_lists(preds: Any, y: Any) -> Any:
+        return torch.stack(
+            [(p[:2] - t).square().mean() for p, t in zip(preds, y, strict=True)]
+        ).mean()
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = a_net(7)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.inner(x)
+
+    found = {}
+    for name, collate, crit in (("dicts", dicts, of_dicts), ("lists", lists, of_lists)):
+        torch.manual_seed(3)
+        net = Named()
+        loader = DataLoader(TensorDataset(x, y), bs, shuffle=True, collate_fn=collate)
+        opt = optim.Adam(net.parameters(), 0.01)
+        fit(net, ModelData(folder, loader), 2, crit, opt, progress=False)
+        loss = minifast.validate(net, loader, crit)["val_loss"]
+        weights = torch.cat([p.detach().flatten() for p in net.parameters()])
+        found[name] = {"weights": weights, "loss": loss}
+    return found
+
+
+def raised(call: Callable[[], Any]) -> str:
+    """The error that a call ends with."""
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def one_fails(folder: Path, bs: int, how: str) -> dict[str, Any]:
+    """A program that makes its group itself, and what it can do after errors in one process."""
+    dist = torch.distributed
+    if how == "own":
+        dist.init_process_group("gloo")
+    x, y, *_ = arrays()
+    net, crit = a_net(7), nn.CrossEntropyLoss()
+    loader = minifast.ArrayLoader(x, y, bs=bs)
+    md, opt = ModelData(".", loader), optim.SGD(net.parameters(), 0.1)
+    small = minifast.ArrayLoader(x, y, bs=bs, tfm=lambda x: x)  # taken batch by batch
+
+    def takes(n: int, error: bool) -> int:
+        taken = 0
+        for _ in minifast.iter_predict(net, small):
+            taken += 1
+            if taken == n and error:
+                raise ValueError("enough")
+            if taken == n:
+                break
+        return taken
+
+    found: dict[str, Any] = {"together": takes(2, error=False)}
+    found["alone"] = raised(lambda: takes(2 if RANK else 100, error=RANK == 1))
+    epochs: Any = "three" if RANK else 1
+    found["fit"] = raised(lambda: fit(net, md, epochs, crit, opt, progress=False))
+    found["both"] = raised(lambda: fit(net, md, 1, "no loss", opt))  # type: ignore[arg-type]
+    metrics: Any = 3 if RANK else ()
+    found["validate"] = raised(lambda: minifast.validate(net, loader, crit, metrics))
+    found["predict"] = raised(lambda: predict(net, loader, out=None if RANK else torch.zeros(3)))
+    found["after"] = job(folder, bs)  # all are still connected
+    with contextlib.suppress(AttributeError):
+        del dist.distributed_c10d._get_default_store  # as if torch had another name for it
+    fails = FailsInOne("batch_end", 1, 3, kill=False)
+    found["error"] = raised(lambda: fit(net, md, 1, crit, opt, callbacks=[fails], progress=False))
+    found["later"] = raised(lambda: predict(net, loader))
+    if how == "own":
+        t = torch.ones(1)
+        dist.all_reduce(t)
+        found["sum"] = float(t)
+        dist.destroy_process_group()
+    return found
 
 
 def nobody_writes(path: Path) -> Any:
@@ -349,9 +597,18 @@ def several(folder: Path, bs: int) -> dict[str, Any]:
         "tempered",
         "named",
         "padded",
+        "augmented",
+        "half",
+        "unlike",
     )
     found = {kind: job(folder, bs, kind) for kind in kinds}
     found["growing"] = job(folder, bs, callbacks=[Growing()])
+    found["summed"] = job(folder, bs, "summed", checks="off")  # which would warn
+    found["partial"] = job(folder, bs, "partial", [GradAccumulation(3)], checks="off")
+    found["growing loader"] = job(folder, bs, callbacks=[GrowingLoader()])
+    found["nested"] = job(folder, bs, "unlike", callbacks=[Nested()])
+    found["noise"] = job(folder, bs, "augmented", callbacks=[Noise()])
+    found["accumulated both"] = job(folder, bs, "both", callbacks=[GradAccumulation(3)])
     found["evals"] = job(folder, bs, callbacks=[Evals()])
     found["looks"] = job(folder, bs, callbacks=[Looks()])
     found["copies"] = job(folder, bs, callbacks=[Copies()])
@@ -461,6 +718,14 @@ class ByHand(Stepper):
         return x
 
 
+class Spoils(minifast.Callback):
+    """Rows that are no numbers, in the last process only."""
+
+    def on_batch_begin(self, run: Run) -> None:
+        if RANK == SIZE - 1 and run.step == 3:
+            run.x = run.x * float("nan")
+
+
 def refused(folder: Path, bs: int, what: str) -> dict[str, Any]:
     """What several processes cannot share."""
     x, y, *_ = arrays()
@@ -473,12 +738,16 @@ def refused(folder: Path, bs: int, what: str) -> dict[str, Any]:
         join()
         rows = TensorDataset(torch.from_numpy(x), torch.from_numpy(y))
         md = ModelData(".", DataLoader(rows, bs, sampler=DistributedSampler(rows)))
+    if what == "rows":
+        md = ModelData(".", minifast.ArrayLoader(x[RANK::2][:100], y[RANK::2][:100], bs=bs))
+    if what == "nan":
+        options |= {"callbacks": [Spoils()], "checks": "on"}
     if what == "unequal":
         md = ModelData(".", [(torch.zeros(2, 6), torch.zeros(2, dtype=torch.int64))] * (5 + RANK))
     opt = optim.SGD(net.parameters(), 0.1)
     try:
         fit(net, md, 1, nn.CrossEntropyLoss(), opt, progress=False, **options)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, FloatingPointError) as error:
         (folder / f"raised-{RANK}").write_text(str(error))
     return {}
 
@@ -517,7 +786,7 @@ def own_group(folder: Path, bs: int, rank: str, port: str) -> dict[str, Any]:
 JOBS: dict[str, Callable[..., dict[str, Any]]] = {
     "several": several, "resumed": resumed, "failing": failing, "restarting": restarting,
     "hosts": hosts, "saved": saved, "paused": paused, "refused": refused, "pool": pool,
-    "own_group": own_group,
+    "own_group": own_group, "draws": draws, "structures": structures, "one_fails": one_fails,
 }  # fmt: skip
 
 if __name__ == "__main__":

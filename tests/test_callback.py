@@ -1,14 +1,15 @@
 """The contract of events: which, when, in what order, and that the ends are sure."""
 
+import copy
 import signal
 
 import pytest
 import torch
 from torch import nn, optim
 
-from minifast import Callback, ModelData, accuracy, fit
+from minifast import Callback, ModelData, Stepper, accuracy, fit
 from minifast.callback import EVENTS, Events, Run, _nobody
-from minifast.plugins import Checkpoint, SaveBest
+from minifast.plugins import Checkpoint, GradAccumulation, LabelSmoothing, SaveBest
 
 
 class Recorder(Callback):
@@ -457,3 +458,66 @@ def test_the_last_batch_of_an_epoch(net, arrays):
 
     train(net, ModelData(".", parts), [Looks()])
     assert found == [False, False, False, True] * 2
+
+
+# ---- a second pass -------------------------------------------------------------------------
+
+
+class SharpnessAware(Stepper):
+    """SAM (Foret et al. 2020): the gradients are those a step up the hill."""
+
+    def backward(self, run):
+        super().backward(run)
+        moved = []
+        with torch.no_grad():
+            for p in run.net.parameters():
+                moved.append(0.05 * p.grad)
+                p.add_(moved[-1])
+        run.opt.zero_grad()
+        run.objective(self.forward(run.net, run.x)).backward()
+        with torch.no_grad():
+            for p, step in zip(run.net.parameters(), moved, strict=True):
+                p.sub_(step)
+
+
+@pytest.mark.parametrize("kind", ["plain", "smoothed", "accumulated"])
+def test_a_second_pass_has_the_loss_that_callbacks_made(net, md, kind):
+    smoothed = nn.CrossEntropyLoss(label_smoothing=0.2 if kind == "smoothed" else 0.0)
+    torch.manual_seed(5)
+    plain = copy.deepcopy(net)
+    opt = optim.SGD(plain.parameters(), lr=0.1)
+    for x, y in md.trn_dl:
+        opt.zero_grad()
+        smoothed(plain(x), y).backward()
+        with torch.no_grad():
+            moved = [
+                0.05 * p.grad * (len(y) if kind == "accumulated" else 1) for p in plain.parameters()
+            ]
+            for p, step in zip(plain.parameters(), moved, strict=True):
+                p.add_(step)
+        opt.zero_grad()
+        smoothed(plain(x), y).backward()
+        with torch.no_grad():
+            for p, step in zip(plain.parameters(), moved, strict=True):
+                p.sub_(step)
+        opt.step()
+    torch.manual_seed(5)
+    callbacks = {"smoothed": [LabelSmoothing(0.2)], "accumulated": [GradAccumulation(1)]}
+    train(net, md, callbacks.get(kind, []), epochs=1, stepper=SharpnessAware())
+    for p, q in zip(plain.parameters(), net.parameters(), strict=True):
+        torch.testing.assert_close(p, q, atol=1e-6, rtol=0)
+
+
+def test_a_second_pass_refuses_a_loss_that_it_cannot_know(net, md):
+    class Penalizes(Callback):
+        changes_training = True
+
+        def on_backward_begin(self, run):
+            run.loss = run.loss + run.preds.square().mean()
+
+    class Again(Callback):
+        def on_backward_end(self, run):
+            run.objective(run.preds)
+
+    with pytest.raises(TypeError, match="transform_loss"):
+        train(net, md, [Penalizes(), Again()])

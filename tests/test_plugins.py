@@ -479,7 +479,7 @@ def test_one_cycle_takes_a_rate_for_each_group():
 
     train(net, opt, [OneCycle([1.0, 2.0, 3.0, 4.0]), Rates()])
     assert np.max(tops, axis=0) == pytest.approx([1.0, 2.0, 3.0, 4.0], rel=0.1)
-    with pytest.raises(ValueError, match="2 rates for 4 groups"):
+    with pytest.raises(ValueError, match="2 learning rates for 4 groups"):
         train(net, opt, [OneCycle([1.0, 2.0])])
     assert [group["lr"] for group in opt.param_groups] == [0.1] * 4
 

@@ -1,6 +1,7 @@
 """Several processes that train one net: as one process would."""
 
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from minifast.batches import rows_of, scatter
+from minifast.draws import Draws
 from minifast.team import join
 from tests import team_job
 
@@ -56,8 +58,10 @@ def results(n: int, folder: Path, name: str, bs: int, *more: Any) -> tuple[list[
     return found, [out for _, out, _ in done]
 
 
-def same(ours: Any, theirs: Any) -> None:
-    torch.testing.assert_close(ours["weights"], theirs["weights"], rtol=0, atol=1e-6)
+def same(ours: Any, theirs: Any, what: str = "") -> None:
+    torch.testing.assert_close(
+        ours["weights"], theirs["weights"], rtol=0, atol=1e-6, msg=lambda m: what + m
+    )
     np.testing.assert_allclose(ours["preds"], theirs["preds"], rtol=0, atol=1e-5)
     np.testing.assert_allclose(ours["history"], theirs["history"], rtol=0, atol=1e-6)
     assert ours["stopped"] == theirs["stopped"]
@@ -70,7 +74,7 @@ def test_two_processes_at_half_the_batch_are_one_process(tmp_path: Path) -> None
     for name, one in alone.items():
         if name not in ("stop", "saved"):  # the one process's name is another
             for each in found:
-                same(one, each[name])
+                same(one, each[name], name)
     first, second = found
     for name in alone:
         a, b = first[name], second[name]
@@ -123,6 +127,8 @@ def test_a_batch_of_anything_is_dealt_out_whole() -> None:
         [{"x": torch.arange(4), "y": np.arange(4)}, {"x": torch.arange(3), "y": np.arange(3)}],
         [torch.zeros(3, 2), torch.zeros(3, 5), torch.zeros(2, 4)],
         [torch.arange(2)],
+        [({"x": torch.zeros(3, 2)}, {"y": torch.arange(3)})] * 2,
+        [(torch.zeros(2, 3), ["a", "b"])],
     ]
     for group in groups:
         dealt_out = [scatter(group, rank, 3) for rank in range(3)]
@@ -135,3 +141,90 @@ def test_a_batch_of_anything_is_dealt_out_whole() -> None:
     both = [scatter(groups[1], rank, 2)[2] for rank in (0, 1)]
     assert [len(part["x"]) for part in both] == [4, 3]
     assert torch.cat([part["x"] for part in both]).tolist() == [0, 1, 2, 3, 0, 1, 2]
+
+
+def test_a_stream_of_its_own_leaves_the_common_one_where_it_was() -> None:
+    def drawn() -> tuple[float, ...]:
+        return float(torch.rand(())), np.random.rand(), random.random()
+
+    def seeded(rank: int = 0) -> Draws:
+        torch.manual_seed(1), np.random.seed(1), random.seed(1)
+        return Draws(rank)
+
+    seeded()
+    common = [drawn() for _ in range(3)]
+    draws = seeded()
+    first = drawn()
+    draws.begin(7)
+    own = [drawn()]
+    with draws.common():
+        second = drawn()
+    with draws.of_batch(3):
+        of_batch = drawn()
+    own.append(drawn())
+    draws.end()
+    assert [first, second, drawn()] == common
+    other = seeded(1)
+    other.begin(7)
+    its = [drawn(), drawn()]
+    other.end()
+    draws = seeded()
+    draws.begin(7)
+    assert [drawn(), drawn()] == own
+    draws.begin(8)
+    streams = [*common, *own, of_batch, *its, drawn()]
+    assert all(len(set(numbers)) == len(streams) for numbers in zip(*streams, strict=True))
+    draws.end()
+
+
+def test_processes_draw_apart_what_is_theirs_and_together_what_is_all_of_them(
+    tmp_path: Path,
+) -> None:
+    """In each process, too: a run that is broken off goes on to the bit."""
+    (a, b), _ = results(2, tmp_path, "draws", 8)
+    for kind in ("arrays", "loader", "list"):
+        first, second = a[kind], b[kind]
+        assert torch.equal(first["state"], second["state"]), kind  # buffers of BatchNorm, too
+        assert first["after"] == second["after"]
+        drawn = [each for found in (first, second) for fits in found["drawn"] for each in fits]
+        assert len(drawn) == 2 * 2 * 2 * 13
+        for generator in zip(*drawn, strict=True):  # of two processes, two fits, two epochs
+            assert len(set(generator)) == len(drawn), kind
+        for epoch, rows in first["rows"].items():
+            if kind != "loader":  # whose rows are changed
+                taken = sorted(rows + second["rows"][epoch])
+                assert len(set(taken)) == team_job.ROWS or kind == "arrays"
+    changed = a["arrays"]["tfm"] + b["arrays"]["tfm"]
+    assert len(set(changed)) == len(changed) == 2 * 2 * 2 * 13
+
+
+def test_targets_of_any_structure_give_the_loss_of_one_process(tmp_path: Path) -> None:
+    alone = team_job.structures(tmp_path, 16)
+    for each in results(2, tmp_path, "structures", 8)[0]:
+        for name, one in alone.items():
+            torch.testing.assert_close(each[name]["weights"], one["weights"], rtol=0, atol=1e-6)
+            assert each[name]["loss"] == pytest.approx(one["loss"], abs=1e-6)
+
+
+@pytest.mark.parametrize("how", ["own", "torchrun"])
+def test_what_one_process_refuses_the_others_are_told_and_nothing_is_lost(
+    tmp_path: Path, how: str
+) -> None:
+    (first, second), _ = results(2, tmp_path, "one_fails", 8, how)
+    assert first["together"] == second["together"] == 2
+    assert second["alone"] == "ValueError: enough"
+    assert "process 1 stopped after batch 1" in first["alone"]
+    for what in ("fit", "validate"):
+        assert second[what].startswith("TypeError: ")
+        assert first[what] == f"RuntimeError: process 1 ended with {second[what]}"
+    assert first["predict"].startswith("ValueError: out cannot take the predictions")
+    assert second["predict"] == f"RuntimeError: process 0 ended with {first['predict']}"
+    assert first["both"] == second["both"] != ""
+    assert torch.equal(first["after"]["weights"], second["after"]["weights"])
+    assert second["error"] == "ValueError: gone at batch_end"
+    assert first["error"].startswith("RuntimeError: ")
+    assert "processes have parted" in first["later"] and "have parted" in second["later"]
+    if how == "own":
+        assert first["sum"] == second["sum"] == 2
+    else:  # our own store needs no private name
+        assert first["error"] == "RuntimeError: process 1 ended with ValueError: gone at batch_end"

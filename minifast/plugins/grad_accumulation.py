@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ..callback import Callback, Run
@@ -47,17 +48,21 @@ class GradAccumulation(Callback):
         """Begins a window."""
         self.count, self.weight = 0, 0.0
 
+    def transform_loss(self, run: Run, preds: Any, loss: Any) -> Any:
+        """The sum that the loss is a mean of, to be divided by what the window counts."""
+        return loss if _sums(run) else loss * run.loss_weight
+
     def on_backward_begin(self, run: Run) -> None:
         """Weights the batch's loss, and keeps the gradients of the batches before it."""
         run.keep_grads = self.count > 0
         crit: Any = run.crit
-        known, weight = crit.divisor is not None, run.loss_weight
-        if self.count and known != self.known and run.team is None:
+        known = bool(crit.known)
+        if self.count and known != self.known:
             raise ValueError(_mixed())
         self.known = known
-        run.loss = run.loss * weight
+        run.loss = self.transform_loss(run, run.preds, run.loss)
         self.count += 1
-        self.weight = self.weight + weight
+        self.weight = 1.0 if _sums(run) else self.weight + run.loss_weight
 
     def on_backward_end(self, run: Run) -> None:
         """Lets the window's last batch step, with the mean over the window; the others not."""
@@ -76,8 +81,21 @@ class GradAccumulation(Callback):
         return {"count": self.count, "weight": float(self.weight), "known": self.known}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues within the window."""
-        self.count, self.weight, self.known = state["count"], state["weight"], state["known"]
+        """Continues within the window.
+
+        Raises:
+            ValueError: if it cannot be the state of a window.
+        """
+        count, weight = state["count"], float(state["weight"])
+        if not (0 <= count <= self.batches and 0 <= weight < math.inf):
+            raise ValueError(f"a window of {self.batches} batches with {count} of weight {weight}")
+        self.count, self.weight, self.known = count, weight, bool(state["known"])
+
+
+def _sums(run: Run) -> bool:
+    """Whether the loss is a sum over rows: then that of the large batch is the sum of all."""
+    crit: Any = run.crit
+    return bool(crit.sums)
 
 
 def _mixed() -> str:

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..callback import Callback, Run
 from ..core import explain
+from ..losses import original
 from ._arguments import number
 from .mixup import MixUp
 
@@ -45,7 +46,7 @@ class LabelSmoothing(Callback):
 
     def on_train_begin(self, run: Run) -> None:
         """Checks the loss."""
-        crit: Any = run.crit
+        crit: Any = original(run.crit)
         # A subclass may have a mean of its own, which is not known here.
         known = type(crit) in (nn.NLLLoss, nn.CrossEntropyLoss)
         smoothed = isinstance(crit, nn.CrossEntropyLoss) and crit.label_smoothing > 0
@@ -64,11 +65,15 @@ class LabelSmoothing(Callback):
         self.crit = crit  # another callback may wrap it
         self.mixup = next((c for c in run.callbacks if isinstance(c, MixUp)), None)
 
+    def transform_loss(self, run: Run, preds: Any, loss: Any) -> Any:
+        """The smoothed loss."""
+        targets = (self.mixup.targets if self.mixup is not None else []) or [(1.0, run.y)]
+        smooth = sum(share * self._smooth(preds, y) for share, y in targets)
+        return (1 - self.eps) * loss + self.eps * smooth
+
     def on_backward_begin(self, run: Run) -> None:
         """Smooths the loss."""
-        targets = [(1.0, run.y)] if self.mixup is None else self.mixup.targets
-        smooth = sum(share * self._smooth(run.preds, y) for share, y in targets)
-        run.loss = (1 - self.eps) * run.loss + self.eps * smooth
+        run.loss = self.transform_loss(run, run.preds, run.loss)
 
     def _smooth(self, preds: Any, y: Any) -> Any:
         # Of log-probabilities log_softmax gives the same again, so both losses are served.

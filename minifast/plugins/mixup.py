@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..callback import Callback, Run
 from ..core import explain
+from ..losses import original
 from ._arguments import number
 
 
@@ -49,7 +50,7 @@ class MixUp(Callback):
 
     def on_train_begin(self, run: Run) -> None:
         """Notes the loss: another callback may wrap it."""
-        self.targets, self.crit = [], run.crit
+        self.targets, self.crit = [], original(run.crit)
 
     def on_batch_begin(self, run: Run) -> None:
         """Mixes the input."""
@@ -60,10 +61,16 @@ class MixUp(Callback):
         self.targets = [(part, run.y), (1 - part, _each(run.y, lambda t: t[order.to(t.device)]))]
         run.x = _each(run.x, lambda t: t.lerp(t[order.to(t.device)], 1 - part))
 
+    def transform_loss(self, run: Run, preds: Any, loss: Any) -> Any:
+        """The mixed loss."""
+        if not self.targets:  # the batch is not mixed yet
+            return loss
+        (part, _), (rest, other) = self.targets
+        return part * loss + rest * self.crit(preds, other)
+
     def on_backward_begin(self, run: Run) -> None:
         """Mixes the loss."""
-        (part, _), (rest, other) = self.targets
-        run.loss = part * run.loss + rest * self.crit(run.preds, other)
+        run.loss = self.transform_loss(run, run.preds, run.loss)
 
     def on_batch_end(self, run: Run) -> None:
         """Lets go of the targets."""

@@ -132,7 +132,8 @@ def _try_a_step(scheduler: Any) -> None:
     """Steps a copy of the scheduler, since torch takes any state and fails later."""
     if not isinstance(scheduler, LRScheduler):
         return
-    if scheduler.last_epoch >= getattr(scheduler, "total_steps", math.inf) - 1:
+    done: float = getattr(scheduler, "last_epoch", -1)  # a ChainedScheduler does not count
+    if done >= getattr(scheduler, "total_steps", math.inf) - 1:
         return  # a OneCycleLR that has come to its end does not step
     opt = copy.copy(scheduler.optimizer)
     opt.param_groups = [

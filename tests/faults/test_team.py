@@ -60,6 +60,8 @@ WORDS = {
     "another net": "different nets",
     "dealt": "dealt out already",
     "unequal": "do not give the same batches",
+    "rows": "different rows",
+    "nan": "the loss is",
 }
 
 
