@@ -46,6 +46,21 @@ def test_no_file_stays_open(tmp_path):
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks up files in /proc")
+def test_the_file_and_its_new_name_are_on_the_disk(tmp_path, monkeypatch):
+    synced, fsync = [], os.fsync
+
+    def noted(descriptor):
+        synced.append(Path(f"/proc/self/fd/{descriptor}").resolve())
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    with whole_file(tmp_path / "file") as file:
+        file.write(b"new")
+    assert [path.name.startswith(".file.") for path in synced] == [True, False]
+    assert synced[1] == tmp_path.resolve()
+
+
 def write(path, text, **options):
     with whole_file(path, **options) as file:
         file.write(text)

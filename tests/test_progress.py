@@ -57,6 +57,26 @@ def screen(text):
     return [line for line in lines if line]
 
 
+DOWNLOAD = """
+import hashlib, os, tempfile
+from pathlib import Path
+os.environ["TQDM_MININTERVAL"] = "0"
+from minifast.io import get_data
+from tests.test_io import TLS, Server
+os.environ["SSL_CERT_FILE"] = str(TLS / "cert.pem")
+server, content = Server(), bytes(3 * 2**16)
+server.files["/file"] = content
+path = Path(tempfile.mkdtemp()) / "file"
+get_data(f"{server.url}/file", path, sha256=hashlib.sha256(content).hexdigest())
+"""
+
+
+def test_a_download_shows_how_much_has_come():
+    received = run_in_terminal(DOWNLOAD)
+    shown = [int(percent) for percent in re.findall(r"file: +(\d+)%", received)]
+    assert shown == [0, 33, 67, 100] and screen(received) == []
+
+
 def test_a_terminal_shows_one_bar_and_is_left_with_the_table():
     received = run_in_terminal(TRAIN)
     assert re.search(r"epoch 1/2: .*\d+/200 .*loss \d\.\d{4}", received)
