@@ -303,8 +303,8 @@ class Lookahead:
     """An iterator that can tell whether the item it yielded was the last one.
 
     It asks its source for the next item only if it is asked, and if the length is not known for
-    sure. What `note` returns just before that is kept while the item waits: drawing it may have
-    moved random generators.
+    sure. What `note` returns just before that is `noted` until that item, or the end, is asked
+    for: drawing it may have moved random generators.
 
     Args:
         source: The items.
@@ -326,7 +326,7 @@ class Lookahead:
         note: Callable[[], Any] = lambda: None,
     ) -> None:
         self._source, self._left, self._note = iter(source), length, note
-        self._ahead: list[Any] = []
+        self._ahead: list[Any] | None = None  # empty once the end has come
         self.noted: Any = None
 
     def __iter__(self) -> Iterator[Any]:
@@ -335,17 +335,16 @@ class Lookahead:
     def __next__(self) -> Any:
         if self._left is not None:
             self._left -= 1
-        if self._ahead:
-            self.noted = None
-            return self._ahead.pop()
-        return next(self._source)
+        if self._ahead is None:
+            return next(self._source)
+        ahead, self._ahead, self.noted = self._ahead, None, None
+        return next(iter(ahead))
 
     def is_last(self) -> bool:
         """Whether no further item comes."""
         if self._left is not None:
             return self._left <= 0
-        if not self._ahead:
-            noted = self._note()
-            self._ahead.extend(islice(self._source, 1))
-            self.noted = noted if self._ahead else None
+        if self._ahead is None:
+            self.noted = self._note()
+            self._ahead = list(islice(self._source, 1))
         return not self._ahead

@@ -260,8 +260,7 @@ def _most_batches(run: Run, state: dict[str, Any]) -> int | None:
 
 def _epoch_differs(run: Run, state: dict[str, Any]) -> list[str]:
     """What is different once `on_epoch_begin` has let callbacks assign other loaders."""
-    found = _sizes_differ(state["size"], size_of(run)) + _generators_differ(run, state)
-    return found + _other_callbacks(run, state["callbacks"])
+    return _sizes_differ(state["size"], size_of(run)) + _generators_differ(run, state)
 
 
 def _sizes_differ(then: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -727,7 +727,7 @@ def changed(leaf, rng):
         shape = leaf.shape
         return rng.choice([
             leaf.double(), leaf.new_zeros((*shape, 2)), None, "text", leaf.tolist(), {},
-            torch.full_like(leaf, math.nan) if leaf.is_floating_point() else leaf[:1],
+            torch.full_like(leaf, math.nan) if leaf.is_floating_point() else leaf.flatten()[:1],
             -leaf - 1 if leaf.is_floating_point() else leaf.float(), leaf.flatten()[:-1],
         ])  # fmt: skip
     number = isinstance(leaf, int | float)

@@ -110,11 +110,13 @@ LOADERS = {
 class Rows(Callback):
     """Notes what is learned from, and keeps the states after some batches."""
 
-    def __init__(self, keep=()):
-        self.seen, self.states, self.keep = {}, {}, keep
+    def __init__(self, keep=(), ahead=False):
+        self.seen, self.states, self.keep, self.ahead = {}, {}, keep, ahead
 
     def on_batch_end(self, run):
         self.seen[run.step] = run.x.clone()
+        if self.ahead:  # as `GradAccumulation` does, which takes the next batch from the loader
+            assert run.last_batch in (True, False)
         if run.step in self.keep:
             run.after(lambda run: self.states.__setitem__(run.step, snapshot(run)))
 
@@ -123,12 +125,12 @@ class Rows(Callback):
             run.after(lambda run: self.states.__setitem__(-run.epoch, snapshot(run)))
 
 
-def trained(loader, seed=0, keep=(), resume=None, epochs=3, steps=None):
+def trained(loader, seed=0, keep=(), resume=None, epochs=3, steps=None, ahead=False):
     torch.manual_seed(seed)
     np.random.seed(seed)
     net = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 1))
     opt = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
-    rows = Rows(keep)
+    rows = Rows(keep, ahead)
     fit(
         net, ModelData(".", loader), epochs, nn.MSELoss(), opt, callbacks=[rows], steps=steps,
         resume=resume, progress=False,
@@ -150,6 +152,12 @@ def assert_resumes(make, keep=(0, -1, 2, 5, 8, 11), **options):
 def test_a_resumed_run_draws_what_the_unbroken_one_drew(kind):
     keep = (0, 2, 8) if "workers" in kind else (0, -1, 2, 5, 8, 11)  # each starts a process
     assert_resumes(LOADERS[kind], keep)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in LOADERS if "workers" not in kind])
+def test_a_run_that_had_drawn_the_next_batch_already_draws_it_again(kind):
+    assert_resumes(LOADERS[kind], ahead=True)
+    assert_resumes(LOADERS[kind], keep=(1, 3, 4), steps=3, ahead=True)
 
 
 def test_lasting_workers_that_run_already_are_started_again():
@@ -190,14 +198,15 @@ class Stateful:
         self.loaded = True
 
 
+@pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize("steps", [None, 3, 5])
-def test_a_loader_that_saves_its_place_continues_from_there(steps):
+def test_a_loader_that_saves_its_place_continues_from_there(steps, ahead):
     per_epoch = steps or 5
     keep = (0, -1, 2, per_epoch, per_epoch + 2)
-    whole, weights = trained(Stateful(), keep=keep, steps=steps)
+    whole, weights = trained(Stateful(), keep=keep, steps=steps, ahead=ahead)
     for place, state in whole.states.items():
         loader = Stateful()
-        rows, ends = trained(loader, seed=99, resume=state, steps=steps)
+        rows, ends = trained(loader, seed=99, resume=state, steps=steps, ahead=ahead)
         assert all(torch.equal(x, whole.seen[step]) for step, x in rows.seen.items()), place
         assert all(map(torch.equal, ends, weights)), place
         assert loader.reads == len(rows.seen)  # what came before is not read again

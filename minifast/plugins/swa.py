@@ -56,6 +56,12 @@ class SWA(Averaged):
         return {**super().state_dict(), "count": self.count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from them."""
+        """Continues from them.
+
+        Raises:
+            ValueError: if they cannot be an average of so many epochs; other errors are its own.
+        """
         super().load_state_dict(state)
-        self.count = state["count"]
+        self.count = int(state["count"])
+        if self.count < 0:
+            raise ValueError(f"an average of {self.count} epochs")
