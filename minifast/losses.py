@@ -176,17 +176,25 @@ class _Calls(TorchFunctionMode):
             self._count_rows(result)
         elif func in SAME_VALUE or func in SUMS or func in MULTIPLES:
             self.found.append((result, self._divisor_of_parts(func, args)))
+        self._note_sum(func, args, kwargs, result)
+        return result
+
+    def _note_sum(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Notes a sum over all entries, and what is computed from such sums alone."""
         given = _signature(func).bind(*args, **kwargs).arguments if func in DIVISORS else {}
         if given.get("reduction") == "sum":
             self.sum_losses.append(result)
             self.sums.append((result, result))
-        elif func in TOTALS and single:
+        elif func in TOTALS and isinstance(result, Tensor) and result.ndim == 0:
             self.sums.append((result, result))
         elif func in SAME_VALUE or func in CLAMPS or func in MULTIPLES:
             total = self._total_of(args[0])
             if total is not None:
                 self.sums.append((result, total if func in CLAMPS else result))
-        return result
+        elif func in SUMS and all(
+            isinstance(part, int | float) or self._total_of(part) is not None for part in args
+        ):
+            self.sums.append((result, result))
 
     def _count_rows(self, *values: Any) -> None:
         self.counts |= {

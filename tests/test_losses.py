@@ -326,6 +326,9 @@ MASKED = {
     "clamped count": lambda p, t: (
         F.cross_entropy(p, t, reduction="sum") / (t != -100).sum().clamp(min=1)
     ),
+    "count and a little": lambda p, t: (
+        (picked(p, t) * (t != -100)).sum() / ((t != -100).sum() + 1e-12)
+    ),
     "count as a number": lambda p, t: (
         F.cross_entropy(p, t, reduction="none").sum() / (t != -100).sum().item()
     ),
