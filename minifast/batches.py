@@ -75,17 +75,20 @@ def _differ(values: Sequence[Any]) -> str:
 
 def leaves(value: Any) -> Iterator[Any]:
     """The leaves of a structure, in order."""
+    if isinstance(value, Tensor):  # asked first, as it is nearly always one
+        yield value
+        return
     if isinstance(value, Mapping):
-        for part in value.values():
-            yield from leaves(part)
+        parts: Iterable[Any] = value.values()
     elif isinstance(value, tuple | list):
-        for part in value:
-            yield from leaves(part)
+        parts = value
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            yield from leaves(getattr(value, field.name))
+        parts = [getattr(value, field.name) for field in dataclasses.fields(value)]
     else:
         yield value
+        return
+    for part in parts:
+        yield from leaves(part)
 
 
 def cloned(value: Any, device: torch.device | None = None) -> Any:

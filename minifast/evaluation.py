@@ -15,7 +15,7 @@ from . import checks
 from .batches import batch_size, cloned
 from .core import device_of, modes_kept
 from .dataloader import ArrayLoader
-from .losses import declared_by, divides_by_rows, original
+from .losses import declared_by, divides_by_rows, is_changed, original
 from .metrics import WeightedMean, accuracy, accuracy_multi, meter, metric_names
 from .mistakes import NOT_YET, explain_failure
 from .reach import reachable
@@ -108,7 +108,7 @@ def _at_least_one(batches: Iterable[Any]) -> Iterator[Any]:
 # ---- how many rows at once ---------------------------------------------------------------
 
 # Where no gradient is kept a batch may be larger: fewer calls, and it still fits the cache.
-EVAL_ROWS, EVAL_BYTES = 2000, 2**24
+EVAL_ROWS, EVAL_BYTES = 2000, 2**21
 
 ROW_METRICS = accuracy, accuracy_multi
 ROW_MODULES = {
@@ -145,7 +145,7 @@ def stepper_forward(stepper: Any) -> Any:
 
 
 def _keeps_rows_apart(net: nn.Module) -> bool:
-    return all(_is_row_module(module) and not _changed(module) for module in net.modules())
+    return all(_is_row_module(module) and not is_changed(module) for module in net.modules())
 
 
 def _is_row_module(module: nn.Module) -> bool:
@@ -158,22 +158,11 @@ def _is_row_module(module: nn.Module) -> bool:
     return type(module) is nn.Flatten and module.start_dim == 1
 
 
-def _changed(module: nn.Module) -> bool:
-    """Whether the user has changed what a module of a known class computes: by a hook, or by a
-    method that is set on the object."""
-    of_all = nn.modules.module
-    hooks = (
-        *(module._forward_hooks, module._forward_pre_hooks),
-        *(of_all._global_forward_hooks, of_all._global_forward_pre_hooks),
-    )
-    return any(hooks) or not {"forward", "train", "eval"}.isdisjoint(vars(module))
-
-
 def _is_known(function: Any) -> bool:
     """Whether a loss or metric is known to treat rows apart, and to write into nothing."""
     if declared_by(function, "whole_epoch"):
         return True  # it gets all rows, copied
     crit = original(function)
-    if isinstance(crit, nn.Module) and _changed(crit):
+    if isinstance(crit, nn.Module) and is_changed(crit):
         return False
     return divides_by_rows(crit) or any(function is each for each in ROW_METRICS)

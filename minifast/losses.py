@@ -96,8 +96,13 @@ class WeightedLoss:
         self.rows = batch_size(None, targs)
         self.sums = getattr(self.function, "reduction", "mean") == "sum"
         declared = declared_by(self.function, "divisor")
+        own = OWN_LOSSES.get(type(self.function))
         if callable(declared):
             self.divisor, value = declared(preds, targs), self.function(preds, targs)
+        elif own is not None and not is_changed(self.function):  # known without looking
+            value = self.function(preds, targs)
+            given = {name: getattr(self.function, name) for name in OPTIONS[own]}
+            self.divisor = _divisor(own, (preds, targs), given)
         else:
             by_batch = _BY_BATCH.set(True)
             try:
@@ -181,8 +186,7 @@ class _Calls(TorchFunctionMode):
 
     def _note_sum(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         """Notes a sum over all entries, and what is computed from such sums alone."""
-        given = _signature(func).bind(*args, **kwargs).arguments if func in DIVISORS else {}
-        if given.get("reduction") == "sum":
+        if func in DIVISORS and _arguments(func, args, kwargs)["reduction"] == "sum":
             self.sum_losses.append(result)
             self.sums.append((result, result))
         elif func in TOTALS and isinstance(result, Tensor) and result.ndim == 0:
@@ -205,7 +209,7 @@ class _Calls(TorchFunctionMode):
         }
 
     def _note_origin(self, args: Any, kwargs: Any, result: Any) -> None:
-        given = _tensors((args, kwargs))
+        given = _tensors(args) | _tensors(kwargs) if kwargs else _tensors(args)
         for origin in self.of_preds, self.of_batch:
             if not origin.keys().isdisjoint(given):
                 origin |= _tensors(result)
@@ -241,6 +245,8 @@ class _Calls(TorchFunctionMode):
 
 
 def _tensors(value: Any) -> dict[int, Tensor]:
+    if isinstance(value, Tensor):
+        return {id(value): value}
     return {id(t): t for t in leaves(value) if isinstance(t, Tensor)}
 
 
@@ -272,9 +278,7 @@ MULTIPLES = {Tensor.mul, torch.mul, *DIVISIONS}
 
 def _divisor(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Count | None:
     """What a call of one of PyTorch's losses divides its sum by."""
-    bound = _signature(function).bind(*args, **kwargs)
-    bound.apply_defaults()
-    given = bound.arguments
+    given = _arguments(function, args, kwargs)
     if given.get("size_average") is not None or given.get("reduce") is not None:
         return None  # deprecated spellings of reduction
     if given["reduction"] == "batchmean":
@@ -282,9 +286,17 @@ def _divisor(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Co
     return DIVISORS[function](given) if given["reduction"] == "mean" else None
 
 
+def _arguments(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name, which was made: so they fit."""
+    names, defaults = _parameters(function)
+    return {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
+
+
 @cache
-def _signature(function: Any) -> inspect.Signature:
-    return inspect.signature(function)
+def _parameters(function: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    parameters = inspect.signature(function).parameters
+    defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+    return tuple(parameters), defaults
 
 
 # ---- the table ---------------------------------------------------------------------------
@@ -346,6 +358,36 @@ DIVISORS: dict[Any, Callable[[Arguments], Count]] = {
 }
 if hasattr(F, "linear_cross_entropy"):  # since PyTorch 2.13
     DIVISORS[F.linear_cross_entropy] = _classes
+
+
+OWN_LOSSES = {
+    nn.CrossEntropyLoss: F.cross_entropy,
+    nn.NLLLoss: F.nll_loss,
+    nn.MSELoss: F.mse_loss,
+    nn.L1Loss: F.l1_loss,
+    nn.SmoothL1Loss: F.smooth_l1_loss,
+    nn.HuberLoss: F.huber_loss,
+    nn.BCELoss: F.binary_cross_entropy,
+    nn.BCEWithLogitsLoss: F.binary_cross_entropy_with_logits,
+}
+# What the divisor depends on.
+OPTIONS = {
+    function: ("weight", "ignore_index", "reduction")
+    if DIVISORS[function] is _classes
+    else ("reduction",)
+    for function in OWN_LOSSES.values()
+}
+
+
+def is_changed(module: Any) -> bool:
+    """Whether the user has changed what a module of a known class computes: by a hook, or by a
+    method that is set on the object."""
+    of_all = nn.modules.module
+    hooks = (
+        *(module._forward_hooks, module._forward_pre_hooks),
+        *(of_all._global_forward_hooks, of_all._global_forward_pre_hooks),
+    )
+    return any(hooks) or not {"forward", "train", "eval"}.isdisjoint(vars(module))
 
 
 def divides_by_rows(crit: Any) -> bool:
