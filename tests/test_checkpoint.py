@@ -764,9 +764,10 @@ KINDS = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("tries", [8, pytest.param(40, marks=pytest.mark.full)])
 @pytest.mark.parametrize("place", [4, "epoch 0"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_state_with_one_leaf_changed_is_refused_or_trains_on(kind, place):
+def test_a_state_with_one_leaf_changed_is_refused_or_trains_on(kind, place, tries):
     keep = Keep(place)
     first = KINDS[kind]()
     fit(**{**first, "callbacks": [*first["callbacks"], keep]})
@@ -775,7 +776,7 @@ def test_a_state_with_one_leaf_changed_is_refused_or_trains_on(kind, place):
     paths += [path for path in leaves(state["random"], ("random",)) if len(path) < 5]
     bad = []
     rng = random.Random(f"{kind}{place}")
-    for _ in range(40):
+    for _ in range(tries):
         path = rng.choice(paths)
         changed_state = replaced(state, path, rng)
         arguments = KINDS[kind]()

@@ -533,3 +533,13 @@ def test_only_pytorchs_own_losses_are_known_to_keep_rows_apart() -> None:
 
 def test_the_mean_is_not_a_number_without_a_batch() -> None:
     assert np.isnan(WeightedMean(nn.MSELoss()).compute())
+
+
+def test_a_declared_count_is_what_a_batch_counts() -> None:
+    @weighted_by(lambda preds, targs: float(targs[0]))
+    def first(preds: Tensor, targs: Tensor) -> float:
+        return float(preds[0])
+
+    batches = [(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 0.0])), (torch.ones(9) * 3,) * 2]
+    found = validate(nn.Identity(), batches, first)["val_loss"]
+    assert found == pytest.approx((1 * 1 + 3 * 3) / (1 + 3))
