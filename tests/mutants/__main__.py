@@ -64,11 +64,13 @@ def killer(mutant: Mutant, tests: list[str], seconds: dict[str, float], folder: 
     """The test that fails with a mutant, in a copy of the repository; "" if none does."""
     file = folder / "minifast" / f"{mutant.module}.py"
     original = file.read_text()
-    own = Counter(map(file_of, tests)).most_common(1)  # most fail here, and it is quickly imported
+    quick = [test for test in tests if seconds[test] < 1]
+    own = Counter(map(file_of, quick)).most_common(1)  # most fail here, and it is quickly imported
+    first = [test for test in quick if file_of(test) == own[0][0]]
+    rest = [test for test in tests if test not in set(first)]
     file.write_text(mutant.source)
     try:
-        for first in True, False:
-            part = [test for test in tests if (file_of(test) == own[0][0]) is first]
+        for part in first, rest:
             if by := failing(part, seconds, folder):
                 return by
     finally:
