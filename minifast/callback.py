@@ -419,7 +419,10 @@ class Events:
                     error.add_note(f"then {later!r}, {note}")
         if error is not None:
             run.awaiting.clear()
-            raise error
+            try:
+                raise error
+            finally:
+                error = None  # an error that this frame holds would hold the frame, and so the net
         _do_deferred(run)
 
 

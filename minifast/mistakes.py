@@ -133,7 +133,8 @@ def _where(error: Exception, net: nn.Module) -> tuple[str, Any, Tensor | None]:
     """The innermost part of the net that the error came through, and what reached it."""
     names = {id(module): name for name, module in net.named_modules()}
     found: tuple[str, Any, Tensor | None] = "the net", net, None
-    trace = error.__traceback__
+    # Not the frame that caught it: to read its variables, `error` too, is to keep them with it.
+    trace = error.__traceback__.tb_next if error.__traceback__ else None
     while trace is not None:
         here = trace.tb_frame.f_locals
         module = here.get("self")

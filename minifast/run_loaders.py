@@ -35,7 +35,10 @@ def loader_views(run: Run) -> Iterator[None]:
         yield
     finally:
         run.loader_for = before
-        views.cache.clear()  # a callback that still has the run must not keep the memory
+        # Who still has the run must not keep the memory, nor a loader's workers: left to Python's
+        # garbage collector, each of them takes PyTorch five seconds to end.
+        views.cache.clear()
+        run.batches = None
 
 
 class LoaderViews:

@@ -905,7 +905,7 @@ def test_label_smoothing_is_torchs(crit, eps):
         nn.CrossEntropyLoss(label_smoothing=0.1),
         type("Own", (nn.NLLLoss,), {})(),
     ],
-    ids=repr,
+    ids=["another loss", "a function", "smoothed already", "a subclass"],
 )
 def test_label_smoothing_refuses_other_losses(crit):
     net, opt = small()
