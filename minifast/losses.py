@@ -210,9 +210,12 @@ class _Calls(TorchFunctionMode):
 
     def _note_origin(self, args: Any, kwargs: Any, result: Any) -> None:
         given = _tensors(args) | _tensors(kwargs) if kwargs else _tensors(args)
-        for origin in self.of_preds, self.of_batch:
-            if not origin.keys().isdisjoint(given):
-                origin |= _tensors(result)
+        if self.of_batch.keys().isdisjoint(given):
+            return
+        made = _tensors(result)
+        self.of_batch |= made
+        if not self.of_preds.keys().isdisjoint(given):
+            self.of_preds |= made
 
     def _divisor_of_parts(self, func: Any, args: tuple[Any, ...]) -> Count | None:
         """What a sum of means, a multiple of one, or a sum over a count divides by.

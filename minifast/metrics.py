@@ -469,7 +469,7 @@ class WeightedMean:
         """Sums to average with: weighted values and weights, by divisors and by rows; and how many
         batches have no known divisor. Sums of several processes add up."""
         values = _numbers(self.values)
-        unknown = self.divisors.count(None)
+        unknown = sum(divisor is None for divisor in self.divisors)
         divisors = [0.0] * len(values) if unknown else _numbers(self.divisors)
         sums = [
             part
