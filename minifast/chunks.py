@@ -114,5 +114,6 @@ def _chunked(
         ]
         return arrays, ranks.argsort().split([len(batch) for batch in mine])
 
-    for arrays, places in ahead(read, pairwise(cuts)):
+    threads = all(a.threads for a in loader.arrays if isinstance(a, Rows))
+    for arrays, places in ahead(read, pairwise(cuts), threads):
         yield from map(loader.gatherer(arrays), places)

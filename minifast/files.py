@@ -28,6 +28,8 @@ def whole_file(path: Path | str, keep: int = 1) -> Iterator[BinaryIO]:
     `keep` - 1 generations of it after: `older(path, 1)` is the youngest. What a process left behind
     that was killed while it wrote is cleared away.
 
+    A symbolic link stays one: the file that it names is written, and older ones are beside that.
+
     Raises:
         OSError: with errno and the name; what stood there before stands there still.
 
@@ -39,7 +41,7 @@ def whole_file(path: Path | str, keep: int = 1) -> Iterator[BinaryIO]:
         >>> path.read_bytes()
         b'all of it'
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     try:
         file, temporary = _temporary(path)
         try:
@@ -68,6 +70,7 @@ def older(path: Path, n: int) -> Path:
         >>> older(Path("run.ckpt"), 1).name
         'run.ckpt.1'
     """
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
     return path.with_name(f"{path.name}.{n}")
 
 

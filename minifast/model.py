@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,9 @@ def fit(
             should be; weights, buffers and random generators are as they were.
         FloatingPointError: when the loss is nan or infinite; on a GPU once that is known.
         CheckpointError: if `resume` is of another run.
-        KeyboardInterrupt: on Ctrl-C, with the history so far as its attribute `history`.
+        KeyboardInterrupt: on Ctrl-C.
+
+    Whatever error ends it carries the epochs so far as its attribute `history`.
 
     Examples:
         >>> from minifast import ArrayLoader
@@ -144,8 +146,9 @@ def _undone_afterwards(run: Run, events: Events) -> Iterator[None]:
             events.training(run),
         ):
             yield
-    except (KeyboardInterrupt, SystemExit, FloatingPointError) as error:
-        error.history = run.history  # type: ignore[union-attr]
+    except BaseException as error:
+        with suppress(Exception):  # one that takes no attributes is raised as it is
+            error.history = run.history  # type: ignore[attr-defined]
         raise
     finally:
         run.history.stopped = run.stopped

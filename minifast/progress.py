@@ -65,6 +65,8 @@ class Progress(Callback):
         self.bar.set_postfix_str(state)
 
     def _print(self, line: str) -> None:
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # a console may lack a letter
+        line = line.encode(encoding, "replace").decode(encoding)
         if self.bar is None:
             print(line, flush=True)
         else:

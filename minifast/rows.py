@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -43,6 +44,9 @@ class Rows:
             without it `source[begin:end]` does.
         name: What errors call them.
         quantity: Give them as float32, whatever they are stored as.
+        threads: Whether another thread may call `read`, while the net learns from the rows before.
+            Never two at once. False for what belongs to the thread that opened it, such as a
+            connection of `sqlite3`.
 
     Attributes:
         shape, dtype: As of a tensor.
@@ -63,8 +67,12 @@ class Rows:
         read: Slice | None = None,
         name: str = "the rows",
         quantity: bool = False,
+        threads: bool = True,
     ) -> None:
-        self.source, self.name, self.quantity = source, name, quantity
+        self.source, self.name, self.quantity, self.threads = source, name, quantity, threads
+        # One for each process, as a process that is forked while another thread reads would find
+        # it locked forever.
+        self.locks: dict[int, threading.Lock] = {}
         self.slice = read or _part
         self.file = _File.behind(source) if read is None else None
         n = length(source) or 0
@@ -84,7 +92,7 @@ class Rows:
         """In another process it is read from the same file, by a descriptor of that process."""
         if self.file is None:
             read = None if self.slice is _part else self.slice
-            return Rows, (self.source, read, self.name, self.quantity)
+            return Rows, (self.source, read, self.name, self.quantity, self.threads)
         mapping = self.row.dtype, "r", self.file.offset, (len(self), *self.row.shape[1:])
         return _mapped_again, (self.file.path, mapping, self.name, self.quantity)
 
@@ -95,7 +103,9 @@ class Rows:
     def between(self, begin: int, end: int) -> Tensor:
         """A copy of the rows from `begin` to before `end`."""
         if self.file is None:  # whoever reads may give a part of itself, or fill one array anew
-            return self._tensor(self._sliced(begin, end).copy())
+            with self._alone():
+                read = self._sliced(begin, end).copy()
+            return self._tensor(read)
         return self._tensor(self._from_file(np.array([begin]), np.array([end])))
 
     def index_select(self, axis: int, rows: Tensor) -> Tensor:
@@ -111,7 +121,9 @@ class Rows:
         if self.file is None:
             stretches = zip(np.split(rows, firsts[1:]), begins.tolist(), ends.tolist(), strict=True)
             # Each is cut down to what is wanted before the next is read: memory holds no more.
-            read = np.concatenate([self._sliced(b, e)[wanted - b] for wanted, b, e in stretches])
+            with self._alone():
+                parts = [self._sliced(b, e)[wanted - b] for wanted, b, e in stretches]
+            read = np.concatenate(parts)
         else:
             read = self._from_file(begins, ends)
             if len(firsts) < len(rows):  # several in one stretch, of which some were read over
@@ -140,6 +152,10 @@ class Rows:
         assert self.file is not None
         read = np.frombuffer(self.file.read(begins, ends), self.row.dtype)
         return read.reshape(-1, *self.row.shape[1:])
+
+    def _alone(self) -> threading.Lock:
+        """Held while the source is read: whoever reads it need not be safe in two threads."""
+        return self.locks.setdefault(os.getpid(), threading.Lock())
 
     def _sliced(self, begin: int, end: int) -> np.ndarray:
         """The rows of one stretch of the source."""
@@ -376,7 +392,7 @@ class Blocks:
 # ---- reading ahead -----------------------------------------------------------------------
 
 
-def ahead(read: Callable[[Any], Any], asked: Iterable[Any]) -> Iterator[Any]:
+def ahead(read: Callable[[Any], Any], asked: Iterable[Any], threads: bool = True) -> Iterator[Any]:
     """`map(read, asked)`; where that waits for a disk, each is read while the one before is used.
 
     What lies in the system's cache is read at once: it takes a processor, which torch has in use
@@ -397,7 +413,7 @@ def ahead(read: Callable[[Any], Any], asked: Iterable[Any]) -> Iterator[Any]:
         coming, waits = None, False
         for each in asked:
             now = coming
-            coming = pool.submit(timed, each) if waits else None
+            coming = pool.submit(timed, each) if waits and threads else None
             if now is not None:
                 found, waits = now.result()
                 yield found

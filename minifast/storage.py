@@ -36,6 +36,8 @@ NAMES = re.compile(
 )
 # The ways of a pickle to name, to build or to fetch something else.
 INSTRUCTIONS = {"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"}
+# How often the parts of a state may be shared, on average; PyTorch's own rarely are.
+MOST_SHARED = 100
 PLAIN = (bool, int, float, str, type(None))
 
 
@@ -259,8 +261,9 @@ def _read_tensors(raw: bytes | memoryview, path: Path) -> dict[str, Any]:
     if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < (2, 10):
         raise _refused(path, f"this is torch {torch.__version__}, whose reader can be overrun")
     try:
-        _check_archive(io.BytesIO(raw))
+        instructions = _check_archive(io.BytesIO(raw))
         state = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+        _check_shared(state, MOST_SHARED * instructions)
         if not isinstance(state, dict):
             raise TypeError(f"it holds a {type(state).__name__}, not a dict")
         return dict(as_data(state, "it"))
@@ -269,7 +272,8 @@ def _read_tensors(raw: bytes | memoryview, path: Path) -> dict[str, Any]:
         raise _refused(path, str(error).split("\n")[0]) from error
 
 
-def _check_archive(file: io.BytesIO) -> None:
+def _check_archive(file: io.BytesIO) -> int:
+    """Returns how many instructions its pickle has."""
     with zipfile.ZipFile(file) as archive:
         for entry in archive.infolist():
             if entry.compress_type != zipfile.ZIP_STORED:
@@ -277,11 +281,28 @@ def _check_archive(file: io.BytesIO) -> None:
         pickles = [entry for entry in archive.namelist() if entry.endswith("data.pkl")]
         if len(pickles) != 1:
             raise ValueError(f"it has {len(pickles)} pickles, not one")
+        count = 0
         for instruction, argument, _ in pickletools.genops(archive.read(pickles[0])):
+            count += 1
             name = instruction.name
             refused = name == "GLOBAL" and not NAMES.fullmatch(str(argument))
             if refused or name in INSTRUCTIONS:
                 raise ValueError(f"it wants {str(argument or name)!r}, which is no data")
+    return count
+
+
+def _check_shared(state: Any, most: int) -> None:
+    """Refuses lists that contain each other so often that to read them all would take forever."""
+    waiting = [state]
+    for _ in range(most):
+        if not waiting:
+            return
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, list | tuple):
+            waiting += value
+    raise ValueError("its lists or dicts contain each other, or one of them far too often")
 
 
 def as_data(value: Any, where: str) -> Any:

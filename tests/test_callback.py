@@ -306,13 +306,50 @@ def test_an_error_in_the_net_is_unwrapped_and_ends_are_sure(two_batches):
     assert ends.log[-1][0] == "on_train_end"
 
 
-def test_ctrl_c_carries_the_history_so_far(net, two_batches):
-    def interrupt(run):
-        raise KeyboardInterrupt
+class FrozenError(Exception):
+    """Takes no attributes."""
 
-    with pytest.raises(KeyboardInterrupt) as info:
-        train(net, two_batches, [At("on_epoch_begin", interrupt, 2)])
+    __slots__ = ()
+
+    def __setattr__(self, name, value):
+        if not name.startswith("__"):
+            raise AttributeError(name)
+        super().__setattr__(name, value)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, OSError, ZeroDivisionError])
+def test_any_error_carries_the_history_so_far(net, two_batches, error):
+    def fail(run):
+        raise error
+
+    with pytest.raises(error) as info:
+        train(net, two_batches, [At("on_epoch_begin", fail, 2)])
     assert len(info.value.history) == 1
+
+
+def test_an_error_of_the_loader_does_too(net, two_batches):
+    class Ends(list):
+        def __iter__(self):
+            if gone:
+                raise OSError("the disk is gone")
+            return super().__iter__()
+
+    gone = []
+    data = ModelData(".", Ends(two_batches.trn_dl))
+    with pytest.raises(OSError, match="gone") as info:
+        train(net, data, [At("on_epoch_end", gone.append, 3)], epochs=9)
+    assert len(info.value.history) == 3
+
+
+def test_an_error_that_takes_no_attribute_is_raised_as_it_is(net, two_batches):
+    class Ends(list):
+        def __iter__(self):
+            raise error
+
+    error = FrozenError()
+    with pytest.raises(FrozenError) as info:
+        train(net, ModelData(".", Ends(two_batches.trn_dl)), [])
+    assert info.value is error
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

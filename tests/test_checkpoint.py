@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import hashlib
 import math
 import random
 from pathlib import Path
@@ -31,7 +32,7 @@ from minifast.plugins import (
     lr_find,
 )
 from minifast.rng import random_state
-from minifast.storage import as_data, read_state, write_state
+from minifast.storage import MARK, as_data, load_weights, read_state, save_weights, write_state
 from minifast.testing import example_data, example_fit, example_net
 
 STEPS = 8  # batches in an epoch of `example_data`
@@ -886,6 +887,66 @@ def test_a_name_that_cannot_be_taken_leaves_the_old_file(keep, tmp_path, monkeyp
     monkeypatch.undo()
     assert read_state(path) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["state"]
+
+
+def nested(make, depth=45):
+    part = make(torch.ones(1), None)
+    for _ in range(depth):
+        part = make(part, part)
+    return part
+
+
+def cycle():
+    part = {"a": torch.ones(1)}
+    part["b"] = [part]
+    return part
+
+
+BOMBS = {
+    "lists": lambda: {"weight": nested(lambda a, b: [a, b])},
+    "dicts": lambda: nested(lambda a, b: {"a": a, "b": b}),
+    "tuples": lambda: {"weight": nested(lambda a, b: (a, b))},
+    "long lists": lambda: {"weight": nested(lambda a, b: [a] * 1000, 4)},
+    "a cycle": cycle,
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+@pytest.mark.parametrize("whole", [False, True])
+def test_lists_that_contain_each_other_over_and_over_are_refused(kind, whole, tmp_path):
+    """A few kilobytes would take forever to read: each level doubles what is below it."""
+    path = tmp_path / "net.pt"
+    torch.save(BOMBS[kind](), path)
+    assert path.stat().st_size < 20_000
+    if whole:  # with a sum that is right
+        raw = path.read_bytes()
+        path.write_bytes(raw + hashlib.sha256(raw).digest() + MARK)
+    with pytest.raises(CheckpointError, match="contain each other"):
+        load_weights(nn.Linear(2, 2), path)
+    with pytest.raises(CheckpointError):
+        example_fit([], resume=path)
+
+
+def test_parts_that_are_shared_are_read(tmp_path):
+    betas = (0.9, 0.999)
+    state = {"groups": [{"lr": 0.1, "betas": betas} for _ in range(200)], "t": [torch.ones(2)] * 50}
+    write_state(tmp_path / "state", state)
+    assert read_state(tmp_path / "state")["groups"] == state["groups"]
+
+
+def test_a_checkpoint_behind_a_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / "run.ckpt"
+    link.symlink_to(tmp_path / "disk" / "there")
+    for epochs in 1, 2, 3:
+        history = example_fit([Checkpoint(link)], epochs=epochs, resume=link)
+    assert link.is_symlink() and history["val_loss"] == example_fit([], epochs=3)["val_loss"]
+    (tmp_path / "disk" / "there").write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="taken is the one before"):
+        again = example_fit([], epochs=3, resume=link)
+    assert again["val_loss"] == history["val_loss"]
+    save_weights(nn.Linear(2, 2), link)
+    assert link.is_symlink()
 
 
 def test_asking_a_net_whether_it_takes_one_row_draws_nothing():

@@ -108,3 +108,16 @@ def test_a_write_that_the_system_refuses_names_file_and_errno(tmp_path):
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         write(tmp_path / "nowhere" / "file", b"")
+
+
+def test_a_link_stays_one_and_what_it_names_is_written(tmp_path):
+    (tmp_path / "disk").mkdir()
+    link, target = tmp_path / "here.ckpt", tmp_path / "disk" / "there.ckpt"
+    link.symlink_to(target)  # there is nothing yet
+    for text in b"first", b"second", b"third":
+        with whole_file(link, keep=2) as file:
+            file.write(text)
+    assert link.is_symlink() and link.read_bytes() == target.read_bytes() == b"third"
+    assert older(link, 1).read_bytes() == b"second"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "here.ckpt"]
+    assert sorted(path.name for path in target.parent.iterdir()) == ["there.ckpt", "there.ckpt.1"]

@@ -1,5 +1,6 @@
 """The table and the bar, as a terminal, a log file and a notebook show them."""
 
+import io
 import os
 import re
 import struct
@@ -9,7 +10,11 @@ import threading
 
 import nbformat
 import pytest
+import torch
 from nbclient import NotebookClient
+from torch import nn
+
+from minifast import fit
 
 REASON = "terminals are tested where there are pseudo-terminals"
 fcntl, pty, termios = (pytest.importorskip(m, reason=REASON) for m in ("fcntl", "pty", "termios"))
@@ -106,6 +111,22 @@ def test_a_log_file_has_only_whole_rows(tmp_path):
     assert header == HEADER and len(rows) == 2
     assert all(re.fullmatch(ROW.format(i), row) for i, row in enumerate(rows))
     assert done.stderr == ""
+
+
+def test_a_console_that_lacks_a_letter_ends_no_training(net, md, monkeypatch):
+    """Python's `ascii` and Windows' consoles raise an error for others."""
+
+    def größe(preds, targs):
+        return 0.5
+
+    console = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+    monkeypatch.setattr(sys, "stdout", console)
+    opt = torch.optim.SGD(net.parameters(), lr=0.1)
+    history = fit(net, md, 2, nn.NLLLoss(), opt, [größe])
+    console.flush()
+    assert list(history[-1]) == ["epoch", "trn_loss", "val_loss", "größe"]
+    header, *rows = console.buffer.getvalue().decode("ascii").splitlines()
+    assert header.split()[-1] == "gr??e" and len(rows) == 2
 
 
 def test_no_thread_is_left_behind(net, md, capsys):

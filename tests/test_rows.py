@@ -5,8 +5,10 @@ import gc
 import itertools
 import math
 import pickle
+import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -646,3 +648,47 @@ def test_a_stream_may_give_arrays_of_numpy() -> None:
     opt = optim.SGD(net.parameters(), 0.1)
     history = fit(net, ModelData(".", stream()), 1, nn.CrossEntropyLoss(), opt, progress=False)
     assert history[0]["trn_loss"] < 2
+
+
+@pytest.mark.parametrize("threads", [False, True])
+def test_the_source_is_read_by_one_thread_at_a_time(
+    threads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And by the one that opened it alone, if it is such a source."""
+    monkeypatch.setattr(minifast.rows, "WAITING", -1)  # another thread reads ahead, if it may
+    readers = set()
+
+    def read(source: Any, begin: int, end: int) -> np.ndarray:
+        assert not made or made[0]._alone().locked()
+        readers.add(threading.get_ident())
+        return whole[begin:end]
+
+    made: list[Rows] = []
+    whole = np.zeros((10**5, 100))
+    made.append(Rows(whole, read, threads=threads))
+    loaded = pickle.loads(pickle.dumps(Rows(whole, threads=threads)))
+    for shuffle in (False, True, "blocks"):
+        for _ in ArrayLoader(made[0], np.arange(len(whole)), bs=1000, shuffle=shuffle):
+            pass
+    assert loaded.threads is threads
+    assert (len(readers) > 1) is threads and threading.get_ident() in readers
+
+
+def test_a_connection_of_sqlite_is_a_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(minifast.rows, "WAITING", -1)
+    monkeypatch.setattr(minifast.chunks, "CHUNK_BYTES", 160)
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.execute("create table numbers (row integer primary key, value real)")
+        connection.executemany("insert into numbers values (?, ?)", [(i, i / 2) for i in range(99)])
+
+        class Table:
+            def __len__(self) -> int:
+                return 99
+
+        def read(table: Table, begin: int, end: int) -> np.ndarray:
+            query = "select value from numbers where row >= ? and row < ? order by row"
+            return np.array(connection.execute(query, (begin, end)).fetchall(), np.float32)
+
+        loader = ArrayLoader(Rows(Table(), read, threads=False), np.arange(99), bs=10, shuffle=True)
+        found = {int(n): float(v) for x, y in loader for v, n in zip(x, y, strict=True)}
+    assert found == {i: i / 2 for i in range(99)}
