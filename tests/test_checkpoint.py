@@ -798,6 +798,22 @@ def test_a_state_with_one_leaf_changed_is_refused_or_trains_on(kind, place, trie
     assert not bad, "\n".join(map(repr, bad))
 
 
+@pytest.mark.parametrize("place", [4, "epoch 0"])
+@pytest.mark.parametrize("which", ["order", "random"])
+def test_a_generator_that_cannot_be_restored_is_known_before_anything_changes(place, which):
+    keep = Keep(place)
+    example_fit([keep], epochs=2)
+    state = copy.deepcopy(keep.states[place])
+    state[which]["numpy"]["state"]["pos"] = 10**6  # NumPy itself would read there
+    torch.manual_seed(5)
+    net = example_net()
+    before = copy.deepcopy(net.state_dict())
+    opt = optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+    with pytest.raises(CheckpointError):
+        fit(net, example_data(), 2, nn.NLLLoss(), opt, [accuracy], progress=False, resume=state)
+    assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
+
+
 # ---- float16 -----------------------------------------------------------------------------
 
 

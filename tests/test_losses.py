@@ -292,6 +292,11 @@ SIZES = {
         [torch.ones(k) for k in (1, 2, 3, 4)],
         4,
     ),
+    "columns that most agree on": (
+        None,
+        {"image": torch.zeros(3, 8, 8), "name": ["a", "b"], "weight": [0.5, 1.0]},
+        2,
+    ),
     "labels of a sequence-first input": (torch.zeros(9, 4, 2), torch.zeros(4), 4),
 }
 
@@ -300,6 +305,20 @@ SIZES = {
 def test_the_number_of_rows(name: str) -> None:
     x, y, n = SIZES[name]
     assert batch_size(x, y) == n
+
+
+@pytest.mark.parametrize("declared", [False, True])
+def test_a_function_says_that_it_sums(declared: bool) -> None:
+    """As PyTorch's losses do, by an attribute; several processes must add the parts up."""
+
+    def total(preds: torch.Tensor, targs: torch.Tensor) -> torch.Tensor:
+        return ((preds - targs) ** 2 * torch.tensor([1.0, 2.0])).sum()
+
+    if declared:
+        total.reduction = "sum"  # type: ignore[attr-defined]
+    loss = WeightedLoss(total)
+    loss(torch.zeros(3, 2), torch.ones(3, 2))
+    assert loss.sums is declared and loss.divisor is None and loss.rows == 3
 
 
 # ---- accumulated gradients -----------------------------------------------------------------
