@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from .batches import seen
 from .core import explain
-from .losses import class_loss, label_problem
+from .torch_losses import class_loss, label_problem, loss_name, torch_loss
 
 TORCHS = TypeError, ValueError, RuntimeError, IndexError, NotImplementedError, AttributeError
 OURS = "errors-and-fixes#"
+MEANT = 'if it is meant, fit(..., checks="warn")'  # where a check may be wrong
 NOT_YET = object()  # stands for predictions, or a loss, that were not computed yet
 
 
@@ -184,7 +185,7 @@ def _dtypes(net: nn.Module) -> str:
 
 
 def _of_the_loss(error: Exception, crit: Any, preds: Any, y: Any) -> str:
-    name = type(crit).__name__ if isinstance(crit, nn.Module) else getattr(crit, "__name__", "crit")
+    name = loss_name(crit)
     said = str(error).split("\n")[0]
     got = f"predictions {seen(preds)}, y {seen(y)}; {name}: {said}"
     if isinstance(error, TypeError) and re.search(r"positional|keyword argument", said):
@@ -208,10 +209,10 @@ def _of_the_loss(error: Exception, crit: Any, preds: Any, y: Any) -> str:
             fix=f"crit=lambda preds, y: {name}(preds{part}, y), or a net that returns one tensor",
             entry="outputs",
         )
-    if isinstance(y, Tensor) and _of_torch(crit):
+    if isinstance(y, Tensor) and torch_loss(crit) is not None:
         problem = label_problem(crit, y, preds.shape[1] if preds.ndim == 2 else None)
         if problem:
-            return problem
+            raise (TypeError if y.is_floating_point() else ValueError)(problem) from error
         found = _pair(crit, name, preds, y, said)
         if found:
             problem, wanted, fix, entry = found
@@ -223,11 +224,6 @@ def _of_the_loss(error: Exception, crit: Any, preds: Any, y: Any) -> str:
         fix="try crit(net(x), y) on the batch by hand",
         entry="the-loss",
     )
-
-
-def _of_torch(crit: Any) -> bool:
-    """Whether it is one of torch's losses, of which it is known what they want."""
-    return str(getattr(crit, "__module__", "")).startswith("torch.nn")
 
 
 def _pair(
@@ -264,7 +260,11 @@ def _pair_of_classes(p: Tensor, y: Tensor) -> tuple[str, str, str, str] | None:
         wanted = "the number of the class: int64 of shape (rows,)"
         return "the labels y are one-hot", wanted, "y.argmax(1) before from_arrays", "one-hot"
     if y.dtype != torch.int64:
-        return "the labels y are no int64", "int64", "y.long()", "float-labels"
+        fix = "y.long()"
+        if y.is_floating_point() and p.ndim == y.ndim + 1 > 2:
+            fix = "y.astype(np.int64): uint8 arrays with several axes are taken as images, not as "
+            fix += "a class for each pixel"
+        return "the labels y are no int64", "int64", fix, "float-labels"
     return None
 
 
