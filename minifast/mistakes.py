@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .batches import seen
+from .batches import leaves, seen
 from .core import explain
 from .torch_losses import class_loss, label_problem, loss_name, torch_loss
 
@@ -39,7 +39,7 @@ def explain_failure(
     elif loss is NOT_YET:
         text = _of_the_loss(error, crit, preds, y)
     else:
-        text = _of_the_step(error, net, y, preds)
+        text = _of_the_step(error, net, x, y, preds)
     raise type(error)(text) from error
 
 
@@ -271,9 +271,28 @@ def _pair_of_classes(p: Tensor, y: Tensor) -> tuple[str, str, str, str] | None:
 # ---- gradients and step ------------------------------------------------------------------
 
 
-def _of_the_step(error: Exception, net: nn.Module, y: Any, preds: Any) -> str:
+def _of_the_step(error: Exception, net: nn.Module, x: Any, y: Any, preds: Any) -> str:
     said = str(error).split("\n")[0]
     got = f"{type(error).__name__}: {said}"
+    if not torch.is_grad_enabled() and "does not require grad" in said:
+        return explain(
+            "fit is called where PyTorch computes no gradients",
+            got="torch.inference_mode() or torch.no_grad() around fit",
+            wanted="gradients: only predict, validate and report do without",
+            fix="call fit outside of it, or with torch.enable_grad() inside torch.no_grad()",
+            entry="no-gradient",
+        )
+    if "nference tensor" in said:
+        return explain(
+            "some tensors were made under torch.inference_mode(), and cannot be trained",
+            got=got,
+            wanted="a net, an optimizer and rows that were made outside of it",
+            fix="make the net outside of torch.inference_mode(); tensor.clone() for what comes "
+            "from it",
+            entry="no-gradient",
+        )
+    if "through the graph a second time" in said:
+        return _second_backward(x, y)
     if "does not require grad" in said:
         frozen = not any(p.requires_grad for p in net.parameters())
         return explain(
@@ -306,5 +325,25 @@ def _of_the_step(error: Exception, net: nn.Module, y: Any, preds: Any) -> str:
         got=got,
         wanted="a net and a loss that torch can differentiate",
         fix="try crit(net(x), y).backward() and opt.step() by hand",
+        entry="no-gradient",
+    )
+
+
+def _second_backward(x: Any, y: Any) -> str:
+    """Of a graph that an earlier batch has used: rows have it, or something keeps it."""
+    tensors = [(n, t) for n, v in (("x", x), ("y", y)) for t in leaves(v) if isinstance(t, Tensor)]
+    rows = [f"{name} {seen(t)}, from {t.grad_fn.name()}" for name, t in tensors if t.grad_fn]
+    if rows:
+        problem = "the rows are computed by a graph that an earlier batch has used up"
+        got, fix = "; ".join(rows), "compute them under torch.no_grad(), or x = x.detach()"
+    else:
+        problem = "the step goes back into a graph that an earlier batch has used up"
+        got = "rows without a graph, so the net or the loss keeps a tensor of an earlier batch"
+        fix = "detach what is kept: self.hidden = hidden.detach()"
+    return explain(
+        problem,
+        got=got,
+        wanted="a graph of its own for each batch",
+        fix=fix,
         entry="no-gradient",
     )
