@@ -88,6 +88,7 @@ class _FirstLook:
         if self.not_finite and not bool(run.loss.isfinite().all()):
             what = f"the loss is {float(run.loss.detach())}"
             complain(run, nan_in_data(what, self.not_finite))
+            self.not_finite = None  # said once
 
     def check_gradients(self, run: Run) -> None:
         """Refuses a batch that holds nan and would make weights nan."""

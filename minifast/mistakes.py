@@ -34,7 +34,9 @@ def explain_failure(
         return
     if type(error) not in TORCHS:
         return
-    if preds is NOT_YET:
+    if "nference tensor" in str(error):
+        text = _inference_tensors(str(error).split(". ")[0])
+    elif preds is NOT_YET:
         text = _of_the_net(error, net, x)
     elif loss is NOT_YET:
         text = _of_the_loss(error, crit, preds, y)
@@ -282,15 +284,6 @@ def _of_the_step(error: Exception, net: nn.Module, x: Any, y: Any, preds: Any) -
             fix="call fit outside of it, or with torch.enable_grad() inside torch.no_grad()",
             entry="no-gradient",
         )
-    if "nference tensor" in said:
-        return explain(
-            "some tensors were made under torch.inference_mode(), and cannot be trained",
-            got=got,
-            wanted="a net, an optimizer and rows that were made outside of it",
-            fix="make the net outside of torch.inference_mode(); tensor.clone() for what comes "
-            "from it",
-            entry="no-gradient",
-        )
     if "through the graph a second time" in said:
         return _second_backward(x, y)
     if "does not require grad" in said:
@@ -325,6 +318,16 @@ def _of_the_step(error: Exception, net: nn.Module, x: Any, y: Any, preds: Any) -
         got=got,
         wanted="a net and a loss that torch can differentiate",
         fix="try crit(net(x), y).backward() and opt.step() by hand",
+        entry="no-gradient",
+    )
+
+
+def _inference_tensors(said: str) -> str:
+    return explain(
+        "some tensors were made under torch.inference_mode(), and cannot be trained with",
+        got=said,
+        wanted="a net, an optimizer and rows that were made outside of it",
+        fix="make the net outside of it; torch.no_grad() in its place, or x.clone(), for rows",
         entry="no-gradient",
     )
 

@@ -84,7 +84,8 @@ def fit(
 
     Returns:
         A row an epoch: `epoch`, `trn_loss` (smoothed as fastai does), `val_loss`, the metrics.
-        Each row of the validation set counts once in them, however the batches fall.
+        Each row of the validation set counts once in them, however the batches fall. `trn_loss`
+        leaves out a batch in which nothing counts, such as one whose labels are all ignored.
 
     Raises:
         TypeError, ValueError: before any step, when an argument or the first batch is not what it

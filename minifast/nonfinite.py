@@ -128,11 +128,11 @@ def at_no_number(run: Run) -> None:
         fix = "np.nan_to_num, leave out those rows, or a loss that leaves them out"
     elif run.preds is not None and _divides_by_zero(run):
         fix = "nothing in the batch counts: divide by count.clamp(min=1) in the loss"
+    parameter = f"; the first bad parameter: {bad}" if bad else ""
+    rows = f"; {data[0]} is not finite in {data[1].format(batch='the batch')}" if data else ""
     text = explain(
         f"the loss is {float(last)} at batch {run.batch}{before} of epoch {run.epoch}",
-        got=f"lr {lrs}"
-        + (f"; the first bad parameter: {bad}" if bad else "")
-        + (f"; {data}" if data else ""),
+        got=f"lr {lrs}{parameter}{rows}",
         wanted="a finite loss: from here on nothing is learned",
         fix=f"{fix}; {MEANT}",
         entry="nan-loss",
