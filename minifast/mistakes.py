@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .batches import leaves, seen
 from .core import explain
-from .torch_losses import class_loss, label_problem, loss_name, torch_loss
+from .torch_losses import label_problem, loss_name, pair_problem, torch_loss
 
 TORCHS = TypeError, ValueError, RuntimeError, IndexError, NotImplementedError, AttributeError
 OURS = "errors-and-fixes#"
@@ -215,7 +215,7 @@ def _of_the_loss(error: Exception, crit: Any, preds: Any, y: Any) -> str:
         problem = label_problem(crit, y, preds.shape[1] if preds.ndim == 2 else None)
         if problem:
             raise (TypeError if y.is_floating_point() else ValueError)(problem) from error
-        found = _pair(crit, name, preds, y, said)
+        found = pair_problem(crit, preds, y, said)
         if found:
             problem, wanted, fix, entry = found
             return explain(problem, got=got, wanted=wanted, fix=fix, entry=entry)
@@ -226,48 +226,6 @@ def _of_the_loss(error: Exception, crit: Any, preds: Any, y: Any) -> str:
         fix="try crit(net(x), y) on the batch by hand",
         entry="the-loss",
     )
-
-
-def _pair(
-    crit: Any, name: str, p: Tensor, y: Tensor, said: str
-) -> tuple[str, str, str, str] | None:
-    """Problem, wanted, fix and entry of a pair that does not go together."""
-    if p.device != y.device:
-        return "predictions and y are apart", "one device", "leave the device to fit", "devices"
-    if class_loss(crit):
-        return _pair_of_classes(p, y)
-    if "between 0 and 1" in said:
-        wanted = "probabilities, 0 to 1"
-        fix = "crit=nn.BCEWithLogitsLoss(), or end the net in nn.Sigmoid()"
-        return "BCELoss wants probabilities, and the net gives scores", wanted, fix, "sigmoid"
-    if p.shape != y.shape:
-        fix = f"y.reshape{tuple(p.shape)} before from_arrays"
-        if p.ndim == y.ndim + 1 and p.shape[-1] == 1:
-            fix = "y.reshape(-1, 1) before from_arrays"
-        elif p.numel() != y.numel():
-            fix = f"end the net in {y.shape[1] if y.ndim > 1 else 1} outputs"
-        return "predictions and y differ in shape", "the same shape", fix, "shapes-differ"
-    if p.dtype != y.dtype:
-        fix = "from_arrays(..., continuous=True), or y.astype(np.float32)"
-        return "predictions and y differ in type", "floats in both", fix, "target-dtype"
-    return None
-
-
-def _pair_of_classes(p: Tensor, y: Tensor) -> tuple[str, str, str, str] | None:
-    if p.ndim == 1 or (len(p) != len(y)):
-        wanted = "(rows, classes): a row of outputs for each label"
-        fix = "end the net in nn.Linear(..., classes), and keep the first axis for the rows"
-        return "the net's outputs do not fit the labels", wanted, fix, "shapes-differ"
-    if y.ndim == 2:
-        wanted = "the number of the class: int64 of shape (rows,)"
-        return "the labels y are one-hot", wanted, "y.argmax(1) before from_arrays", "one-hot"
-    if y.dtype != torch.int64:
-        fix = "y.long()"
-        if y.is_floating_point() and p.ndim == y.ndim + 1 > 2:
-            fix = "y.astype(np.int64): uint8 arrays with several axes are taken as images, not as "
-            fix += "a class for each pixel"
-        return "the labels y are no int64", "int64", fix, "float-labels"
-    return None
 
 
 # ---- gradients and step ------------------------------------------------------------------

@@ -135,3 +135,46 @@ def _labels(problem: str, y: Tensor, fix: str, entry: str) -> str:
         fix=fix,
         entry=entry,
     )
+
+
+# ---- predictions and targets -----------------------------------------------------------
+
+
+def pair_problem(crit: Any, p: Tensor, y: Tensor, said: str) -> tuple[str, str, str, str] | None:
+    """Problem, wanted, fix and entry of predictions and targets that a PyTorch loss refused."""
+    if p.device != y.device:
+        return "predictions and y are apart", "one device", "leave the device to fit", "devices"
+    if class_loss(crit):
+        return _pair_of_classes(p, y)
+    if "between 0 and 1" in said:
+        wanted = "probabilities, 0 to 1"
+        fix = "crit=nn.BCEWithLogitsLoss(), or end the net in nn.Sigmoid()"
+        return "BCELoss wants probabilities, and the net gives scores", wanted, fix, "sigmoid"
+    if p.shape != y.shape:
+        fix = f"y.reshape{tuple(p.shape)} before from_arrays"
+        if p.ndim == y.ndim + 1 and p.shape[-1] == 1:
+            fix = "y.reshape(-1, 1) before from_arrays"
+        elif p.numel() != y.numel():
+            fix = f"end the net in {y.shape[1] if y.ndim > 1 else 1} outputs"
+        return "predictions and y differ in shape", "the same shape", fix, "shapes-differ"
+    if p.dtype != y.dtype:
+        fix = "from_arrays(..., continuous=True), or y.astype(np.float32)"
+        return "predictions and y differ in type", "floats in both", fix, "target-dtype"
+    return None
+
+
+def _pair_of_classes(p: Tensor, y: Tensor) -> tuple[str, str, str, str] | None:
+    if p.ndim == 1 or (len(p) != len(y)):
+        wanted = "(rows, classes): a row of outputs for each label"
+        fix = "end the net in nn.Linear(..., classes), and keep the first axis for the rows"
+        return "the net's outputs do not fit the labels", wanted, fix, "shapes-differ"
+    if y.ndim == 2:
+        wanted = "the number of the class: int64 of shape (rows,)"
+        return "the labels y are one-hot", wanted, "y.argmax(1) before from_arrays", "one-hot"
+    if y.dtype != torch.int64:
+        fix = "y.long()"
+        if y.is_floating_point() and p.ndim == y.ndim + 1 > 2:
+            fix = "y.astype(np.int64): uint8 arrays with several axes are taken as images, not as "
+            fix += "a class for each pixel"
+        return "the labels y are no int64", "int64", fix, "float-labels"
+    return None
