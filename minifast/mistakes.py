@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from .torch_losses import label_problem, loss_name, pair_problem, torch_loss
 
 TORCHS = TypeError, ValueError, RuntimeError, IndexError, NotImplementedError, AttributeError
 OURS = "errors-and-fixes#"
+REUSED = "through the graph a second time"  # what PyTorch says of it
 MEANT = 'if it is meant, fit(..., checks="warn")'  # where a check may be wrong
 NOT_YET = object()  # stands for predictions, or a loss, that were not computed yet
 
@@ -242,7 +244,7 @@ def _of_the_step(error: Exception, net: nn.Module, x: Any, y: Any, preds: Any) -
             fix="call fit outside of it, or with torch.enable_grad() inside torch.no_grad()",
             entry="no-gradient",
         )
-    if "through the graph a second time" in said:
+    if REUSED in said:
         return _second_backward(x, y)
     if "does not require grad" in said:
         frozen = not any(p.requires_grad for p in net.parameters())
@@ -278,6 +280,18 @@ def _of_the_step(error: Exception, net: nn.Module, x: Any, y: Any, preds: Any) -
         fix="try crit(net(x), y).backward() and opt.step() by hand",
         entry="no-gradient",
     )
+
+
+@contextmanager
+def explains_reuse(run: Any) -> Iterator[None]:
+    """Explains a graph that is used twice, which no first batch can show."""
+    try:
+        yield
+    except RuntimeError as error:
+        notes = getattr(error, "__notes__", [])
+        if REUSED not in str(error) or any(note.startswith("raised by") for note in notes):
+            raise
+        raise RuntimeError(_second_backward(run.x, run.y)) from error
 
 
 def _inference_tensors(said: str) -> str:

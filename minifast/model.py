@@ -19,6 +19,7 @@ from .dataset import ModelData
 from .evaluation import evaluate
 from .history import History
 from .interrupts import interrupts
+from .mistakes import explains_reuse
 from .prediction import iter_predict, predict, predict_with_targs
 from .progress import Progress
 from .resume import drawn_again, looking_ahead, restore
@@ -143,6 +144,7 @@ def _undone_afterwards(run: Run, events: Events) -> Iterator[None]:
             modes_kept(run.net),
             loader_views(run),
             events.training(run),
+            explains_reuse(run),
         ):
             yield
     except (KeyboardInterrupt, SystemExit, FloatingPointError) as error:

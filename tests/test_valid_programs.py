@@ -381,6 +381,17 @@ def test_a_loss_that_divides_by_0_itself_is_an_error():
     assert not net.weight.isfinite().all()  # as a plain loop's would be
 
 
+def test_a_loss_that_is_nan_is_an_error_though_rows_count_and_no_gradient_is():
+    def crit(preds, y):
+        return masked_mse(preds, y) + 0 * y.sum()
+
+    net, opt = trained(partial(linear, 2))
+    md = ModelData(".", cut(X, changed(Q, (12, 0), math.nan)))
+    with pytest.raises(FloatingPointError, match=r'batch 1 of(?s:.*)row 4(?s:.*)checks="warn"'):
+        fit(net, md, 1, crit, opt, progress=False)
+    assert net.weight.isfinite().all()
+
+
 # ---- batches in which nothing counts -----------------------------------------------------
 
 
@@ -762,6 +773,9 @@ def test_a_graph_that_is_used_twice_names_its_cause():
     fit(net, one, 1, crit, opt, progress=False)
     with pytest.raises(RuntimeError, match=r"keeps a tensor(?s:.*)hidden.detach\(\)"):
         fit(net, one, 1, crit, opt, progress=False)
+    net, opt = trained(lambda: Recurrent(detach=False))
+    with pytest.raises(RuntimeError, match=r"keeps a tensor(?s:.*)hidden.detach\(\)"):
+        fit(net, ModelData(".", cut(X, Y)), 1, crit, opt, progress=False)  # at the second batch
     net, opt = trained(lambda: Recurrent(detach=True))
     fit(net, ModelData(".", cut(X, Y)), 2, crit, opt, progress=False)
     features = ModelData(".", [(nn.Linear(6, 6)(X[:8]).relu(), Y[:8])])
