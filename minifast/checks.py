@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from .callback import Callback, Run, check_handler
 from .core import explain, whole_number
+from .mistakes import MEANT
+from .trained import Trained
 
 
 def checked_run(
@@ -29,7 +32,8 @@ def checked_run(
     """The record of a fit whose arguments are what they should be."""
     check_net(net)
     check_data(data)
-    check_crit_and_opt(net, crit, opt)
+    how = check_checks(how)
+    check_crit_and_opt(net, crit, opt, how)
     return Run(
         net=net,
         data=data,
@@ -40,7 +44,7 @@ def checked_run(
         callbacks=check_callbacks(callbacks),
         stepper=check_stepper(stepper),
         max_batches=check_steps(steps),
-        checks=check_checks(how),
+        checks=how,
     )
 
 
@@ -82,7 +86,7 @@ def check_steps(steps: Any) -> int | None:
     return whole_number("steps", steps, 1, fix="fit(..., steps=1000)", entry="streams")
 
 
-def check_crit_and_opt(net: nn.Module, crit: Any, opt: Any) -> None:
+def check_crit_and_opt(net: nn.Module, crit: Any, opt: Any, how: str = "on") -> None:
     """A loss, and an optimizer over parameters of this net, each in its place."""
     if isinstance(crit, torch.optim.Optimizer) and not isinstance(opt, torch.optim.Optimizer):
         raise TypeError(
@@ -115,24 +119,28 @@ def check_crit_and_opt(net: nn.Module, crit: Any, opt: Any) -> None:
                 entry="crit-and-opt",
             )
         )
-    _check_parameters(net, opt)
+    _check_parameters(net, crit, opt, how)
 
 
-def _check_parameters(net: nn.Module, opt: torch.optim.Optimizer) -> None:
+def _check_parameters(net: nn.Module, crit: Any, opt: torch.optim.Optimizer, how: str) -> None:
+    """At least one of the optimizer's parameters is the net's, or the loss's beside a fixed net."""
     known = {id(p) for p in net.parameters()}
-    given = [p for group in opt.param_groups for p in group["params"]]
-    if any(id(p) in known for p in given):
+    trained = Trained(net, crit, opt)
+    given = trained.optimized()
+    if how == "off" or any(name not in trained.strays for name in given):
         return
-    raise ValueError(
-        explain(
-            "opt is an optimizer of another net: its steps would change nothing here",
-            got=f"{type(opt).__name__} over {len(given)} parameters, none of them of this net's "
-            f"{len(known)}",
-            wanted="an optimizer over net.parameters()",
-            fix=f"opt = optim.{type(opt).__name__}(net.parameters()), after the last net = ...",
-            entry="optimizer-of-another-net",
-        )
+    text = explain(
+        "opt is an optimizer of another net: its steps would change nothing here",
+        got=f"{type(opt).__name__} over {len(given)} parameters, none of them of this net's "
+        f"{len(known)}",
+        wanted="an optimizer over net.parameters()",
+        fix=f"opt = optim.{type(opt).__name__}(net.parameters()), after the last net = ...; "
+        f"{MEANT}",
+        entry="optimizer-of-another-net",
     )
+    if how == "on":
+        raise ValueError(text)
+    warnings.warn(text, stacklevel=5)
 
 
 def check_list(name: str, values: Any, wanted: str, base: type | None = None) -> tuple[Any, ...]:

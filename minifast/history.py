@@ -181,6 +181,9 @@ class RunningLoss:
     and read when somebody asks, so that nothing waits for it. A copy of each is sent meanwhile, to
     be looked at once it has come.
 
+    A loss that is nan makes the value nan, unless its batch counted nothing: `fit` then leaves it
+    out.
+
     Examples:
         >>> smooth = RunningLoss()
         >>> for loss in 1.0, 2.0, 3.0, 4.0:
@@ -189,7 +192,7 @@ class RunningLoss:
         2.52525046
     """
 
-    __slots__ = ("average", "coming", "count", "last", "unread")
+    __slots__ = ("average", "coming", "count", "last", "nans", "unread")
 
     MOMENTUM = 0.98
     MOST_UNREAD = 1000  # bounds the memory that waits; reading so many costs a moment
@@ -198,6 +201,7 @@ class RunningLoss:
     def __init__(self) -> None:
         self.average = 0.0
         self.count = 0
+        self.nans = 0  # losses that were nan, and are not in the average
         self.last: Tensor | float = float("nan")
         self.unread: list[Tensor] = []
         self.coming: deque[tuple[Tensor, torch.cuda.Event]] = deque()
@@ -226,30 +230,40 @@ class RunningLoss:
         while self.coming and self.coming[0][1].query():
             if not math.isfinite(self.coming.popleft()[0].item()):
                 return True
-        return not math.isfinite(self.average)
+        return self.nans > 0 or not math.isfinite(self.average)
 
     def is_bad(self) -> bool:
         """Whether a loss so far was nan or infinite. Syncs with the GPU."""
         self._read()
-        return not math.isfinite(self.average)
+        return self.nans > 0 or not math.isfinite(self.average)
+
+    def leave_out_nan(self) -> None:
+        """Continues as if the batches whose loss was nan had not been there."""
+        self._read()
+        self.nans = 0
 
     def _take(self, loss: float) -> None:
+        if loss != loss:  # only nan differs from itself
+            self.nans += 1
+            return
         self.average = self.MOMENTUM * self.average + (1 - self.MOMENTUM) * loss
         self.count += 1
 
     def value(self) -> float:
         """The smoothed loss so far; nan before the first batch. Syncs with the GPU."""
         self._read()
+        if self.nans:
+            return float("nan")
         return self.average / (1 - self.MOMENTUM**self.count) if self.count else float("nan")
 
     def state_dict(self) -> dict[str, float]:
         """The average and how many losses are in it."""
         self._read()
-        return {"average": self.average, "count": self.count}
+        return {"average": float("nan") if self.nans else self.average, "count": self.count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from them."""
-        self.average, self.count = state["average"], state["count"]
+        self.average, self.count, self.nans = state["average"], state["count"], 0
         self.last = self.average if self.count else float("nan")  # no batch has come yet
         self.unread.clear()
         self.coming.clear()

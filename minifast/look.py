@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .batches import seen
 from .callback import Events, Run
 from .checks import no_batch
-from .core import device_of, explain
+from .core import device_of, explain, modes_kept
 from .dataloader import ArrayLoader
-from .losses import class_loss, label_problem, original
+from .losses import original
 from .mistakes import NOT_YET, explain_failure
+from .nonfinite import at_no_number, counts_nothing, has, nan_in_data, not_finite, parameters
+from .outputs import check_loss, check_preds, complain
 from .rng import random_state, set_random_state
-from .stepper import Stepper
+from .stepper import Stepper, split_batch
+from .torch_losses import all_ignored, class_loss, label_problem, loss_name
 from .trained import Buffers, Trained
 from .try_metrics import try_metrics
 
@@ -26,34 +28,50 @@ ENOUGH = 10**7  # labels that are looked through at once; more would be felt
 Step = Callable[[Run, Events], Tensor]
 
 
-def first_batch(run: Run, batches: Iterator[Any]) -> Iterator[Any]:
-    """The same batches; the very first of a fit is looked at before anybody hears of it."""
-    if run.looked or run.step > run.epoch_start:  # a resumed epoch may have no batch left
-        return batches
-    try:
-        first = list(islice(batches, 1))
-        _check_structure(first)
+def first_look(run: Run, stepper: Stepper, batches: Iterator[Any]) -> tuple[Iterator[Any], Step]:
+    """The batches of an epoch and its step; the very first of a fit are looked at on their way."""
+    if run.looked:
+        return batches, stepper.step
+    run.looked = True
+    look = _FirstLook(stepper)
+    if run.step == run.epoch_start:  # a resumed epoch may have no batch left
+        batches = look.at_batch(run, batches)
+    on_meta = device_of(run.net).type == "meta"
+    return batches, stepper.step if run.checks == "off" or on_meta else look.step
+
+
+class _FirstLook:
+    """What is known of the first batch, until its step is done."""
+
+    def __init__(self, stepper: Stepper) -> None:
+        self.stepper = stepper
+        self.y: Any = None  # as the loader gave it
+        self.not_finite: tuple[str, str] | None = None
+
+    def at_batch(self, run: Run, batches: Iterator[Any]) -> Iterator[Any]:
+        """The same batches, before a callback receives the first one."""
+        try:
+            first = list(islice(batches, 1))
+            _check_structure(first)
+        except Exception:
+            set_random_state(run.order, run.data.trn_dl)  # as if the batch had not been drawn
+            raise
         if run.checks != "off":
-            _check_input(run, first[0])
-    except Exception:
-        set_random_state(run.order, run.data.trn_dl)  # as if the batch had not been drawn
-        raise
-    return chain(first, batches)
+            _check_learning_rate(run)
+            *xs, self.y = first[0]
+            self.not_finite = not_finite(xs, self.y)
+        return chain(first, batches)
 
-
-def first_step(run: Run, stepper: Stepper) -> Step:
-    """The step for the very first batch: the stepper's own, looked at on its way."""
-    looked, run.looked = run.looked, True
-    if looked or run.checks == "off" or device_of(run.net).type == "meta":
-        return stepper.step
-
-    def step(run: Run, events: Events) -> Tensor:
+    def step(self, run: Run, events: Events) -> Tensor:
+        """The stepper's own step; on an error nothing has changed."""
         trained = Trained(run.net, run.crit, run.opt)
         buffers = [Buffers(module) for module in trained.modules.values()]
         grads = [(p, p.grad) for _, p in trained.parameters()]
         run.preds = run.loss = NOT_YET
         try:
-            loss = stepper.step(run, _Watched(events))
+            if _steps_plainly(run) and isinstance(run.y, Tensor) and not run.y.is_floating_point():
+                _check_labels(run)
+            return self.stepper.step(run, _Watched(events, self))
         except Exception as error:
             for each in buffers:
                 each.put_back()
@@ -61,37 +79,66 @@ def first_step(run: Run, stepper: Stepper) -> Step:
                 p.grad = grad
             set_random_state(run.order, run.data.trn_dl)  # as if the batch had not been drawn
             if isinstance(run.preds, Tensor):
-                _check_all_labels(run)  # names the row of the array, not of the batch
+                self.check_all_labels(run)  # names the row of the array, not of the batch
             explain_failure(error, run.net, original(run.crit), run.x, run.y, run.preds, run.loss)
             raise
-        return loss
 
-    return step
+    def check_loss(self, run: Run) -> None:
+        """Refuses a batch that holds nan and whose loss is not finite."""
+        if self.not_finite and not bool(run.loss.isfinite().all()):
+            what = f"the loss is {float(run.loss.detach())}"
+            complain(run, nan_in_data(what, self.not_finite))
+            self.not_finite = None  # said once
+
+    def check_gradients(self, run: Run) -> None:
+        """Refuses a batch that holds nan and would make weights nan."""
+        if not self.not_finite or run.skip_step or not _steps_plainly(run):
+            return
+        bad = [name for name, p in parameters(run) if has(torch.isnan, p.grad)]
+        if bad and type(run.stepper).update is Stepper.update:
+            complain(run, nan_in_data(f"the gradient of {bad[0]} is nan", self.not_finite))
+
+    def check_all_labels(self, run: Run) -> None:
+        """The labels of all rows, if the loss gets them as the loader yields them."""
+        if _steps_plainly(run) and _same(run.y, self.y):
+            _check_all_labels(run)
+
+
+def _steps_plainly(run: Run) -> bool:
+    """Whether the loss is known to be `crit(run.preds, run.y)`."""
+    step = getattr(run.stepper.step, "__func__", run.stepper.step)
+    return str(getattr(step, "__module__", "")).startswith("minifast.")
+
+
+def _same(a: Any, b: Any) -> bool:
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.shape != b.shape:
+        return False
+    return a is b or torch.equal(a, b.to(a.device))
 
 
 class _Watched(Events):
     """The events of a step; between loss and gradients the batch is looked at."""
 
-    def __init__(self, events: Events) -> None:
-        self.events = events
-        for name in ("on_batch_begin", "on_backward_end", "on_batch_end"):
+    def __init__(self, events: Events, look: _FirstLook) -> None:
+        self.events, self.look = events, look
+        for name in ("on_batch_begin", "on_batch_end"):
             setattr(self, name, getattr(events, name))
 
     def on_backward_begin(self, run: Run) -> None:
         generators = random_state(None)
-        _check_loss(run)
-        _check_preds(run)
-        _check_all_labels(run)
+        check_loss(run)
+        self.look.check_loss(run)
+        if _steps_plainly(run):
+            check_preds(run)
+        self.look.check_all_labels(run)
+        _check_validation_rows(run)
         try_metrics(run)
         set_random_state(generators, None)
         self.events.on_backward_begin(run)
 
-
-def _complain(run: Run, text: str, certain: bool = True) -> None:
-    """An error where it is certain and wanted; a warning otherwise."""
-    if certain and run.checks == "on":
-        raise ValueError(text)
-    warnings.warn(text, stacklevel=8)
+    def on_backward_end(self, run: Run) -> None:
+        self.events.on_backward_end(run)
+        self.look.check_gradients(run)
 
 
 # ---- what goes in ------------------------------------------------------------------------
@@ -116,200 +163,86 @@ def _check_structure(first: list[Any]) -> None:
     )
 
 
-def _check_input(run: Run, batch: Sequence[Any]) -> None:
-    *xs, y = batch
-    for name, t in [*(("x", x) for x in xs), ("y", y)]:
-        if not isinstance(t, Tensor) or not (t.is_floating_point() and t.numel() and t.ndim):
-            continue
-        if t.layout != torch.strided:
-            continue
-        bad = ~t.isfinite().reshape(len(t), -1).all(1)
-        if bad.any():
-            _complain(run, _not_finite(name, t, int(bad.nonzero()[0])))
-    problem = None if _is_ignored_part(run, y) else label_problem(run.crit, y)
-    if problem:
-        raise (TypeError if y.is_floating_point() else ValueError)(problem)
+def _check_learning_rate(run: Run) -> None:
     rates = [float(group["lr"]) for group in run.opt.param_groups if "lr" in group]
     if rates and not any(rates) and not run.callbacks:
         text = explain(
             "the learning rate is 0: no weight will change",
             got=f"{type(run.opt).__name__} with lr {rates[0]:g}",
-            wanted="a rate above 0",
+            wanted="a learning rate above 0",
             fix="set_lrs(opt, 1e-3)",
             entry="learning-rates",
         )
-        _complain(run, text, certain=False)
+        complain(run, text, certain=False)
 
 
-def _is_ignored_part(run: Run, y: Any) -> bool:
-    """Whether one of several processes has ignored labels only: the others may have more."""
-    if run.team is None or not isinstance(y, Tensor) or y.is_floating_point():
-        return False
-    return bool((y == getattr(original(run.crit), "ignore_index", -100)).all())
-
-
-def _not_finite(name: str, t: Tensor, row: int) -> str:
-    return explain(
-        f"{name} has numbers that are nan or infinite",
-        got=f"row {row} of the first batch, {seen(t)}: {t[row].flatten()[:6].tolist()}...",
-        wanted="finite numbers: one nan makes every weight nan",
-        fix=f"look where it comes from; np.nan_to_num({name}), or leave those rows out",
-        entry="nan-in-the-data",
-    )
-
-
-# ---- what comes out ----------------------------------------------------------------------
-
-
-def _check_loss(run: Run) -> None:
-    loss = run.loss
-    if isinstance(loss, Tensor) and loss.numel() == 1:
-        return
-    fix, crit = "return one tensor, the mean over the rows: (...).mean()", original(run.crit)
-    if isinstance(loss, Tensor) and getattr(crit, "reduction", "") == "none":
-        fix = f"crit=nn.{type(crit).__name__}(), without reduction='none'"
-    elif isinstance(loss, int | float):
-        fix = "leave out .item() and float(): the gradients come through the tensor"
-    got = seen(loss) if isinstance(loss, Tensor) else f"{type(loss).__name__}: {loss!r:.60}"
-    raise TypeError(
-        explain(
-            "crit does not give a loss",
-            got=got,
-            wanted="a tensor of one number",
-            fix=fix,
-            entry="the-loss",
-        )
-    )
-
-
-def _check_preds(run: Run) -> None:
-    crit = original(run.crit)
-    preds, y, name = run.preds, run.y, _name_of(crit)
-    if getattr(crit, "reduction", "mean") == "sum":
-        _complain(run, _sums(name), certain=False)
-    if not isinstance(preds, Tensor) or not isinstance(y, Tensor):
-        return
-    if preds.is_complex() or not bool(preds.isfinite().all()):
-        return  # the loss will tell
-    p = preds.detach().float()
-    if name in REGRESSIONS and p.shape != y.shape and p.numel() != 1:
-        _complain(run, _broadcasts(preds, y, name))
-    if name in LOGITS and p.numel() >= 16 and p.min() >= 0 and p.max() <= 1:
-        _complain(run, _twice("sigmoid", name, "the net's last layer"), certain=False)
-    if p.ndim < 2:
-        return
-    if name in LOG_PROBABILITIES and not _sums_to_one(p.exp()):
-        _complain(run, _no_log_probabilities(p, name))
-    if name in SCORES and p.shape[1] == 1:
-        _complain(run, _one_class(preds, name))
-    elif name in SCORES and _sums_to_one(p):  # their logarithms would come out as they went in
-        _complain(run, _twice("softmax", name, "the net's last layer"), certain=False)
-
-
-LOG_PROBABILITIES = "NLLLoss", "nll_loss"
-SCORES = "CrossEntropyLoss", "cross_entropy"
-LOGITS = "BCEWithLogitsLoss", "binary_cross_entropy_with_logits"
-REGRESSIONS = {"MSELoss", "L1Loss", "SmoothL1Loss", "HuberLoss"} | {
-    "mse_loss",
-    "l1_loss",
-    "smooth_l1_loss",
-    "huber_loss",
-}
-
-
-def _name_of(crit: Any) -> str:
-    return type(crit).__name__ if isinstance(crit, nn.Module) else getattr(crit, "__name__", "")
-
-
-def _sums_to_one(p: Tensor) -> bool:
-    """Whether the second axis holds probabilities."""
-    return bool((p >= 0).all() and ((p.sum(1) - 1).abs() < 1e-2).all())
-
-
-def _broadcasts(preds: Tensor, y: Tensor, name: str) -> str:
-    fix = f"make them alike: y.reshape{tuple(preds.shape)}"
-    if preds.ndim == y.ndim + 1 and preds.shape[-1] == 1:
-        fix = "y.reshape(-1, 1) before from_arrays, or a net that ends in nn.Flatten(0)"
-    elif y.ndim == preds.ndim + 1 and y.shape[-1] == 1:
-        fix = "y.ravel() before from_arrays"
-    return explain(
-        f"predictions and y differ in shape, and {name} would compare each row with every other",
-        got=f"predictions {seen(preds)}, y {seen(y)}",
-        wanted="the same shape",
-        fix=fix,
-        entry="shapes-differ",
-    )
-
-
-def _no_log_probabilities(p: Tensor, name: str) -> str:
-    probabilities = _sums_to_one(p)
-    return explain(
-        f"{name} wants log-probabilities, and the net gives "
-        + ("probabilities" if probabilities else "scores"),
-        got=f"predictions from {float(p.min()):.3g} to {float(p.max()):.3g}",
-        wanted="logarithms of probabilities: none above 0, and their exp sums to 1 in each row",
-        fix="end the net in nn.LogSoftmax(dim=1)"
-        + (" in place of Softmax" if probabilities else ", or crit=nn.CrossEntropyLoss()"),
-        entry="log-probabilities",
-    )
-
-
-def _one_class(preds: Tensor, name: str) -> str:
-    return explain(
-        "the net has one output, and a loss over one class is always 0",
-        got=f"predictions {seen(preds)} into {name}",
-        wanted="an output for each class",
-        fix="nn.Linear(..., 2) for two classes, or crit=nn.BCEWithLogitsLoss() with float labels",
-        entry="one-output",
-    )
-
-
-def _twice(what: str, name: str, where: str) -> str:
-    return explain(
-        f"{what} is taken twice: by {where}, and again by {name}",
-        got=f"predictions that are {what}'s already",
-        wanted=f"the scores themselves: {name} has the {what} in it",
-        fix=f"leave the {what} out of the net",
-        entry="softmax-twice",
-    )
-
-
-def _sums(name: str) -> str:
-    return explain(
-        "crit sums over the rows of a batch",
-        got=f"{name}(reduction='sum')",
-        wanted="the mean: the losses shown are averaged over rows, and rates depend on the batch",
-        fix=f"crit=nn.{name}()",
-        entry="the-loss",
-    )
+def _check_labels(run: Run) -> None:
+    """Labels below 0, before a GPU is told of them: it would not recover."""
+    problem = label_problem(run.crit, run.y) if run.y.ndim == 1 else None
+    if problem:
+        raise ValueError(problem)
 
 
 # ---- all labels -----------------------------------------------------------------------------
 
 
 def _check_all_labels(run: Run) -> None:
-    """The labels of all rows, not of the first batch alone; and rows of validation like these."""
+    """The labels of all rows, not of the first batch alone."""
     preds = run.preds
-    classes = class_loss(run.crit) and isinstance(preds, Tensor) and preds.ndim == 2
-    loaders = [(n, getattr(run.data, n)) for n in ("trn_dl", "val_dl")]
-    arrays = [(n, dl.arrays) for n, dl in loaders if isinstance(dl, ArrayLoader)]
-    for name, (*_, y) in arrays:
-        if classes and y.ndim == 1 and y.dtype == torch.int64 and len(y) <= ENOUGH:
-            problem = label_problem(run.crit, y, preds.shape[1], f"{name}'s y")
-            if problem:
-                _complain(run, problem)
-    if len(arrays) == 2 and all(len(a) == len(arrays[0][1]) for _, a in arrays):
-        for trn, val in zip(arrays[0][1], arrays[1][1], strict=True):
-            if trn.shape[1:] != val.shape[1:]:
-                _complain(run, _other_rows(trn, val))
+    if not class_loss(run.crit) or not isinstance(preds, Tensor) or preds.ndim != 2:
+        return
+    for name in ("trn_dl", "val_dl"):
+        loader = getattr(run.data, name)
+        y = loader.arrays[-1] if isinstance(loader, ArrayLoader) else None
+        if y is None or len(y.shape) != 1 or y.dtype != torch.int64 or len(y) > ENOUGH:
+            continue
+        problem = label_problem(run.crit, y, preds.shape[1], f"{name}'s y")
+        if problem:
+            complain(run, problem)
+        elif name == "trn_dl" and all_ignored(run.crit, y):
+            complain(run, _nothing_counts(name, y, loss_name(run.crit)), certain=False)
+
+
+def _nothing_counts(name: str, y: Tensor, loss: str) -> str:
+    return explain(
+        f"every label of {name}'s y is {int(y[0])}, which {loss} leaves out",
+        got=seen(y),
+        wanted="labels that count: without them the loss is nan and no weight changes",
+        fix="give the rows their labels",
+        entry="label-range",
+    )
+
+
+def _check_validation_rows(run: Run) -> None:
+    """Rows to validate with that differ in shape from those to train on, if the net refuses them.
+
+    A convolution may take images of several sizes.
+    """
+    trn, val = run.data.trn_dl, run.data.val_dl
+    if not isinstance(trn, ArrayLoader) or not isinstance(val, ArrayLoader):
+        return
+    if len(trn.arrays) != len(val.arrays):
+        return
+    pairs = [*zip(trn.arrays, val.arrays, strict=True)]
+    other = [(a, b) for a, b in pairs[:-1] if a.shape[1:] != b.shape[1:]]
+    if not other:
+        return
+    device = device_of(run.net)
+    rows = val.gatherer()(torch.zeros(1, dtype=torch.int64, device=val.arrays[0].device))
+    with modes_kept(run.net), torch.no_grad():
+        run.net.eval()
+        try:
+            run.stepper.forward(run.net, split_batch(rows, device)[0])
+        except Exception as error:
+            raise ValueError(_other_rows(*other[0])) from error
 
 
 def _other_rows(trn: Tensor, val: Tensor) -> str:
     return explain(
-        "the rows to validate with have another shape than those to train on",
+        "the net cannot take the rows to validate with",
         got=f"to train on {seen(trn)}, to validate with {seen(val)}",
-        wanted="the same shape but for the number of rows",
-        fix="prepare both by one function",
+        wanted="rows of the same shape in both, or of a shape that the net takes",
+        fix="prepare both with the same function",
         entry="shapes-differ",
     )
 
@@ -321,30 +254,5 @@ def at_epochs_end(run: Run) -> None:
     """Ends training whose epoch had no batch, or whose loss a GPU tells last of."""
     if run.step == run.epoch_start:
         raise ValueError(no_batch("trn_dl", run.epoch))
-    if run.running_loss.is_bad():
+    if run.running_loss.is_bad() and not counts_nothing(run):
         at_no_number(run)
-
-
-def at_no_number(run: Run) -> None:
-    """Ends training whose loss is nan or infinite, and says where it began."""
-    if run.checks == "off":
-        return
-    rates = ", ".join(f"{float(group['lr']):g}" for group in run.opt.param_groups if "lr" in group)
-    named = [(n, t) for n, t in run.net.named_parameters() if not bool(t.isfinite().all())]
-    xs = run.x if isinstance(run.x, tuple) else [run.x]
-    in_x = any(isinstance(t, Tensor) and not bool(t.isfinite().all()) for t in xs)
-    parameter = f"; the first bad parameter: {named[0][0]}" if named else ""
-    came = "; x itself has some" if in_x else ""
-    last = run.running_loss.last
-    before = "" if isinstance(last, float) else " or before"  # a GPU's comes later
-    text = explain(
-        f"the loss is {float(last)} at batch {run.batch}{before} of epoch {run.epoch}",
-        got=f"lr {rates}{parameter}{came}",
-        wanted="a finite loss: from here on nothing is learned",
-        fix="leave out the rows with nan" if in_x else "a smaller rate: lr_find(...), or GradClip",
-        entry="nan-loss",
-    )
-    if run.checks == "on":
-        raise FloatingPointError(text)
-    warnings.warn(text, stacklevel=4)
-    run.checks = "off"  # said once

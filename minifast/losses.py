@@ -21,8 +21,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .batches import batch_size, leaves, seen
-from .core import explain
+from .batches import batch_size, leaves
 
 __all__ = ["weighted_by"]
 
@@ -402,62 +401,3 @@ def divides_by_rows(crit: Any) -> bool:
     module = isinstance(crit, nn.Module) and kind.__module__ == "torch.nn.modules.loss"
     known = module or any(crit is function for function in DIVISORS)
     return known and getattr(crit, "reduction", "mean") == "mean"
-
-
-# ---- losses over classes -------------------------------------------------------------------
-
-CLASS_LOSSES = (nn.NLLLoss, nn.CrossEntropyLoss, nn.MultiMarginLoss)
-CLASS_FUNCTIONS = ("nll_loss", "cross_entropy", "multi_margin_loss")
-
-
-def class_loss(crit: Any) -> bool:
-    """Whether the loss wants classes: whole numbers from 0."""
-    crit = original(crit)
-    return isinstance(crit, CLASS_LOSSES) or getattr(crit, "__name__", "") in CLASS_FUNCTIONS
-
-
-def label_problem(crit: Any, y: Any, classes: int | None = None, name: str = "y") -> str | None:
-    """What is wrong with the labels of a class loss, in words; None if nothing is seen.
-
-    `classes` is how many outputs the net has, once that is known.
-    """
-    crit = original(crit)
-    if not class_loss(crit) or not isinstance(y, Tensor) or not y.numel():
-        return None
-    loss = type(crit).__name__ if isinstance(crit, nn.Module) else crit.__name__
-    ignored = getattr(crit, "ignore_index", -100)
-    if y.is_floating_point() and (y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1)):
-        problem = f"the labels y are floats, and {loss} wants classes"
-        fix = "y.astype(np.int64) before from_arrays; for a quantity, crit=nn.MSELoss()"
-        return _labels(problem, y, fix, "float-labels")
-    if y.ndim == 2 and y.shape[1] == 1:
-        problem = f"the labels {name} are a column, and {loss} wants a row of them"
-        return _labels(problem, y, "y.ravel() before from_arrays", "shapes-differ")
-    if y.is_floating_point() or y.ndim != 1:
-        return None  # probabilities, or a class for each pixel
-    low, high = int(y.min()), int(y.max())
-    if low < 0 and not bool(((y >= 0) | (y == ignored)).all()):
-        problem = f"{name} holds the label {low}, and classes are counted from 0"
-        return _labels(problem, y, "classes, y = np.unique(y, return_inverse=True)", "label-range")
-    if low == high == ignored:
-        problem = f"every label of {name} is {ignored}, which {loss} leaves out"
-        return _labels(problem, y, "give the rows their labels", "label-range")
-    if classes is None or high < classes:
-        return None
-    row = int((y >= classes).nonzero()[0])
-    problem = f"{name} holds the label {high} (row {row}), and the net has {classes} outputs"
-    fix = f"end the net in {high + 1} outputs, or number the classes anew from 0: np.unique(y, "
-    fix += "return_inverse=True)"
-    if low == 1 and high == classes:
-        problem, fix = f"the labels {name} start at 1, and classes are counted from 0", "y - 1"
-    return _labels(problem, y, fix, "label-range")
-
-
-def _labels(problem: str, y: Tensor, fix: str, entry: str) -> str:
-    return explain(
-        problem,
-        got=f"{seen(y)}, the first {y.flatten()[:4].tolist()}",
-        wanted="whole numbers 0, 1, 2, ...: int64 of shape (rows,)",
-        fix=fix,
-        entry=entry,
-    )

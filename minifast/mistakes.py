@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .batches import seen
+from .batches import leaves, seen
 from .core import explain
-from .losses import class_loss, label_problem
+from .torch_losses import label_problem, loss_name, pair_problem, torch_loss
 
 TORCHS = TypeError, ValueError, RuntimeError, IndexError, NotImplementedError, AttributeError
 OURS = "errors-and-fixes#"
+REUSED = "through the graph a second time"  # what PyTorch says of it
+MEANT = 'if it is meant, fit(..., checks="warn")'  # where a check may be wrong
 NOT_YET = object()  # stands for predictions, or a loss, that were not computed yet
 
 
@@ -33,12 +36,14 @@ def explain_failure(
         return
     if type(error) not in TORCHS:
         return
-    if preds is NOT_YET:
+    if "nference tensor" in str(error):
+        text = _inference_tensors(str(error).split(". ")[0])
+    elif preds is NOT_YET:
         text = _of_the_net(error, net, x)
     elif loss is NOT_YET:
         text = _of_the_loss(error, crit, preds, y)
     else:
-        text = _of_the_step(error, net, y, preds)
+        text = _of_the_step(error, net, x, y, preds)
     raise type(error)(text) from error
 
 
@@ -184,7 +189,7 @@ def _dtypes(net: nn.Module) -> str:
 
 
 def _of_the_loss(error: Exception, crit: Any, preds: Any, y: Any) -> str:
-    name = type(crit).__name__ if isinstance(crit, nn.Module) else getattr(crit, "__name__", "crit")
+    name = loss_name(crit)
     said = str(error).split("\n")[0]
     got = f"predictions {seen(preds)}, y {seen(y)}; {name}: {said}"
     if isinstance(error, TypeError) and re.search(r"positional|keyword argument", said):
@@ -208,11 +213,11 @@ def _of_the_loss(error: Exception, crit: Any, preds: Any, y: Any) -> str:
             fix=f"crit=lambda preds, y: {name}(preds{part}, y), or a net that returns one tensor",
             entry="outputs",
         )
-    if isinstance(y, Tensor) and _of_torch(crit):
+    if isinstance(y, Tensor) and torch_loss(crit) is not None:
         problem = label_problem(crit, y, preds.shape[1] if preds.ndim == 2 else None)
         if problem:
-            return problem
-        found = _pair(crit, name, preds, y, said)
+            raise (TypeError if y.is_floating_point() else ValueError)(problem) from error
+        found = pair_problem(crit, preds, y, said)
         if found:
             problem, wanted, fix, entry = found
             return explain(problem, got=got, wanted=wanted, fix=fix, entry=entry)
@@ -225,55 +230,22 @@ def _of_the_loss(error: Exception, crit: Any, preds: Any, y: Any) -> str:
     )
 
 
-def _of_torch(crit: Any) -> bool:
-    """Whether it is one of torch's losses, of which it is known what they want."""
-    return str(getattr(crit, "__module__", "")).startswith("torch.nn")
-
-
-def _pair(
-    crit: Any, name: str, p: Tensor, y: Tensor, said: str
-) -> tuple[str, str, str, str] | None:
-    """Problem, wanted, fix and entry of a pair that does not go together."""
-    if p.device != y.device:
-        return "predictions and y are apart", "one device", "leave the device to fit", "devices"
-    if class_loss(crit):
-        return _pair_of_classes(p, y)
-    if "between 0 and 1" in said:
-        wanted = "probabilities, 0 to 1"
-        fix = "crit=nn.BCEWithLogitsLoss(), or end the net in nn.Sigmoid()"
-        return "BCELoss wants probabilities, and the net gives scores", wanted, fix, "sigmoid"
-    if p.shape != y.shape:
-        fix = f"y.reshape{tuple(p.shape)} before from_arrays"
-        if p.ndim == y.ndim + 1 and p.shape[-1] == 1:
-            fix = "y.reshape(-1, 1) before from_arrays"
-        elif p.numel() != y.numel():
-            fix = f"end the net in {y.shape[1] if y.ndim > 1 else 1} outputs"
-        return "predictions and y differ in shape", "the same shape", fix, "shapes-differ"
-    if p.dtype != y.dtype:
-        fix = "from_arrays(..., continuous=True), or y.astype(np.float32)"
-        return "predictions and y differ in type", "floats in both", fix, "target-dtype"
-    return None
-
-
-def _pair_of_classes(p: Tensor, y: Tensor) -> tuple[str, str, str, str] | None:
-    if p.ndim == 1 or (len(p) != len(y)):
-        wanted = "(rows, classes): a row of outputs for each label"
-        fix = "end the net in nn.Linear(..., classes), and keep the first axis for the rows"
-        return "the net's outputs do not fit the labels", wanted, fix, "shapes-differ"
-    if y.ndim == 2:
-        wanted = "the number of the class: int64 of shape (rows,)"
-        return "the labels y are one-hot", wanted, "y.argmax(1) before from_arrays", "one-hot"
-    if y.dtype != torch.int64:
-        return "the labels y are no int64", "int64", "y.long()", "float-labels"
-    return None
-
-
 # ---- gradients and step ------------------------------------------------------------------
 
 
-def _of_the_step(error: Exception, net: nn.Module, y: Any, preds: Any) -> str:
+def _of_the_step(error: Exception, net: nn.Module, x: Any, y: Any, preds: Any) -> str:
     said = str(error).split("\n")[0]
     got = f"{type(error).__name__}: {said}"
+    if not torch.is_grad_enabled() and "does not require grad" in said:
+        return explain(
+            "fit is called where PyTorch computes no gradients",
+            got="torch.inference_mode() or torch.no_grad() around fit",
+            wanted="gradients: only predict, validate and report do without",
+            fix="call fit outside of it, or with torch.enable_grad() inside torch.no_grad()",
+            entry="no-gradient",
+        )
+    if REUSED in said:
+        return _second_backward(x, y)
     if "does not require grad" in said:
         frozen = not any(p.requires_grad for p in net.parameters())
         return explain(
@@ -306,5 +278,47 @@ def _of_the_step(error: Exception, net: nn.Module, y: Any, preds: Any) -> str:
         got=got,
         wanted="a net and a loss that torch can differentiate",
         fix="try crit(net(x), y).backward() and opt.step() by hand",
+        entry="no-gradient",
+    )
+
+
+@contextmanager
+def explains_reuse(run: Any) -> Iterator[None]:
+    """Explains a graph that is used twice, which no first batch can show."""
+    try:
+        yield
+    except RuntimeError as error:
+        notes = getattr(error, "__notes__", [])
+        if REUSED not in str(error) or any(note.startswith("raised by") for note in notes):
+            raise
+        raise RuntimeError(_second_backward(run.x, run.y)) from error
+
+
+def _inference_tensors(said: str) -> str:
+    return explain(
+        "some tensors were made under torch.inference_mode(), and cannot be trained with",
+        got=said,
+        wanted="a net, an optimizer and rows that were made outside of it",
+        fix="make the net outside of it; torch.no_grad() in its place, or x.clone(), for rows",
+        entry="no-gradient",
+    )
+
+
+def _second_backward(x: Any, y: Any) -> str:
+    """Of a graph that an earlier batch has used: rows have it, or something keeps it."""
+    tensors = [(n, t) for n, v in (("x", x), ("y", y)) for t in leaves(v) if isinstance(t, Tensor)]
+    rows = [f"{name} {seen(t)}, from {t.grad_fn.name()}" for name, t in tensors if t.grad_fn]
+    if rows:
+        problem = "the rows are computed by a graph that an earlier batch has used up"
+        got, fix = "; ".join(rows), "compute them under torch.no_grad(), or x = x.detach()"
+    else:
+        problem = "the step goes back into a graph that an earlier batch has used up"
+        got = "rows without a graph, so the net or the loss keeps a tensor of an earlier batch"
+        fix = "detach what is kept: self.hidden = hidden.detach()"
+    return explain(
+        problem,
+        got=got,
+        wanted="a graph of its own for each batch",
+        fix=fix,
         entry="no-gradient",
     )

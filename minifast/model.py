@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import look
+from . import look, nonfinite
 from .callback import Callback, Events, Run
 from .checks import check_list, check_loader, check_net, check_stepper, checked_run
 from .core import T, V, device_of, modes_kept, set_lrs, to_np
@@ -19,6 +19,7 @@ from .dataset import ModelData
 from .evaluation import evaluate
 from .history import History
 from .interrupts import interrupts
+from .mistakes import explains_reuse
 from .prediction import iter_predict, predict, predict_with_targs
 from .progress import Progress
 from .resume import drawn_again, looking_ahead, restore
@@ -84,7 +85,8 @@ def fit(
 
     Returns:
         A row an epoch: `epoch`, `trn_loss` (smoothed as fastai does), `val_loss`, the metrics.
-        Each row of the validation set counts once in them, however the batches fall.
+        Each row of the validation set counts once in them, however the batches fall. `trn_loss`
+        leaves out a batch in which nothing counts, such as one whose labels are all ignored.
 
     Raises:
         TypeError, ValueError: before any step, when an argument or the first batch is not what it
@@ -144,6 +146,7 @@ def _undone_afterwards(run: Run, events: Events) -> Iterator[None]:
             modes_kept(run.net),
             loader_views(run),
             events.training(run),
+            explains_reuse(run),
         ):
             yield
     except BaseException as error:
@@ -158,18 +161,18 @@ def _train_epoch(run: Run, stepper: Stepper, events: Events) -> None:
     """Learns from each batch of the training data once, or until somebody asks to stop."""
     device = device_of(run.net)
     batches, numbers = _begun(run, events)
-    step = look.first_step(run, stepper)
+    batches, step = look.first_look(run, stepper, batches)
     for batch in batches:
         run.batch = next(numbers)
         run.x, run.y = split_batch(batch, device)
         del batch  # nobody else holds it now, so that the next one finds its memory still warm
         events.on_batch_begin(run)
-        no_number = run.running_loss.add(step(run, events))
+        no_number = run.running_loss.add(step(run, events)) and not nonfinite.counts_nothing(run)
         step = stepper.step  # the very first one was looked at
         run.step += 1
         events.on_batch_end(run)
         if no_number and not run.stopped:
-            look.at_no_number(run)
+            nonfinite.at_no_number(run)
         run.x = run.y = run.preds = run.loss = None
         if run.stopped:
             break
@@ -198,7 +201,7 @@ def _begun(run: Run, events: Events) -> tuple[Iterator[Any], Iterator[int]]:
     batches = run.batches = looking_ahead(run, loader, batches, done)
     if run.team is not None:
         batches = run.team.taken(run, batches)
-    return look.first_batch(run, batches), count(done)
+    return batches, count(done)
 
 
 def validate(

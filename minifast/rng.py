@@ -33,7 +33,9 @@ def generators(loader: Any) -> dict[str, Any]:
         >>> list(generators(data))
         ['.generator']
     """
-    return reachable(loader, KINDS)
+    found = reachable(loader, KINDS)
+    # The operating system's source of random numbers has no state.
+    return {path: g for path, g in found.items() if not isinstance(g, random.SystemRandom)}
 
 
 def random_state(loader: Any) -> dict[str, Any]:

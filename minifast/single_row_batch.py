@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedBuffer, is_lazy
 
 from .callback import Run
 from .core import explain, length
@@ -21,11 +22,17 @@ HOOKS = "_forward_hooks", "_forward_pre_hooks"
 
 def ends_in_single_row(run: Run, loader: Any) -> bool:
     """Whether the last batch of the loader has a single row (in one of the processes)."""
+    batches = length(loader)
+    if run.max_batches is not None and batches is not None and run.max_batches < batches:
+        return False  # the last batch is not reached
     if isinstance(loader, ArrayLoader):
         return loader.last_batch_is_single
     processes = 1 if run.team is None else run.team.size
     size, rows = getattr(loader, "batch_size", None), length(getattr(loader, "dataset", None))
-    if not isinstance(size, int) or rows is None or loader.drop_last:
+    sampler = getattr(loader, "sampler", None)
+    if sampler is not None:  # it may draw other rows than there are
+        rows = length(sampler)
+    if not isinstance(size, int) or rows is None or getattr(loader, "drop_last", False):
         return False
     together, fewest = size * processes, 2 * processes - 1  # of which each has at most one
     return size > 1 and together < rows and 0 < rows % together <= fewest
@@ -64,7 +71,11 @@ def copied_without_hooks(net: nn.Module) -> nn.Module:
 
     PyTorch's own hooks stay: some compute a layer's weights.
     """
-    copied: nn.Module = copy.deepcopy(getattr(net, "_orig_mod", net))
+    net = getattr(net, "_orig_mod", net)
+    # PyTorch cannot copy the buffers that a lazy module has not made yet.
+    made: Any = UninitializedBuffer
+    blank = {id(b): made(device=b.device, dtype=b.dtype) for b in net.buffers() if is_lazy(b)}
+    copied: nn.Module = copy.deepcopy(net, blank)
     for module in copied.modules():
         for hooks in (getattr(module, name) for name in HOOKS):
             for key, hook in list(hooks.items()):

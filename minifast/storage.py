@@ -157,7 +157,8 @@ def _write_weights(weights: dict[str, Any], path: Path | str) -> None:
         return
     from safetensors.torch import save
 
-    own = {name: t.detach().clone().contiguous() for name, t in weights.items()}
+    plain = as_data(weights, "state")
+    own = {name: t.clone().contiguous() for name, t in plain.items()}
     with whole_file(path) as file:
         file.write(save(own))
 
@@ -323,6 +324,16 @@ def as_data(value: Any, where: str) -> Any:
     if isinstance(value, list | tuple):
         parts = [as_data(part, f"{where}[{i}]") for i, part in enumerate(value)]
         return parts if isinstance(value, list) else tuple(parts)
+    if is_lazy(value):
+        raise ValueError(
+            explain(
+                "a lazy net has no weights to save yet",
+                got=f"{where}, which is made by the first batch",
+                wanted="a net that has seen a batch",
+                fix="net(x) with one batch before, or save after the first step",
+                entry="lazy-nets",
+            )
+        )
     if isinstance(value, Tensor):
         plain = value.detach()
         dense = plain.layout == torch.strided and not (plain.is_quantized or plain.is_nested)

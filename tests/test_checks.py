@@ -71,7 +71,7 @@ def test_bad_input_is_told_in_words_before_any_training(net, case, capsys):
     steps = []
 
     class Steps(Callback):
-        def on_batch_begin(self, run):
+        def on_backward_end(self, run):
             steps.append(run.step)
 
     good = {

@@ -94,7 +94,8 @@ class Checkpoint(Callback):
 
     def _write(self, run: Run) -> None:
         place = run.step, run.values.get("epoch")
-        whole = math.isfinite(run.running_loss.last) or run.running_loss.count == 0
+        # A loss that is nan is harmless where no label of the batch counted.
+        whole = math.isfinite(run.running_loss.last) or not run.running_loss.is_bad()
         if whole and place != self.written:
             state = state_of(run)
             if run.rank == 0:

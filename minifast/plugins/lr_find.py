@@ -61,6 +61,9 @@ class _Finder(Callback):
 
     def on_batch_end(self, run: Run) -> None:
         """Notes the loss, and asks to stop when it has seen enough."""
+        if not run.running_loss.count and not run.running_loss.is_bad():
+            self.lrs.pop()  # no label of the batches so far counted
+            return
         loss = run.running_loss.value()
         best = min(self.losses[SURE - 1 :], default=math.inf)
         if math.isnan(loss) or loss > DIVERGED * best:

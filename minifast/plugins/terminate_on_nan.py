@@ -42,7 +42,7 @@ class TerminateOnNaN(Callback):
     def _look(self, run: Run) -> None:
         epoch, batch, loss = self._waiting.pop(0)
         value = float(loss)
-        if math.isfinite(value):
+        if math.isfinite(value) or not run.running_loss.is_bad():  # the batch counted nothing
             return
         rates = ", ".join(f"{float(group['lr']):g}" for group in run.opt.param_groups)
         bad = [name for name, p in run.net.named_parameters() if not p.isfinite().all()]
