@@ -53,7 +53,7 @@ PUBLIC = {
     "summary": "LayerSummary Summary model_summary",
     "storage": "CheckpointError load_weights save_weights",
     "team": "Team join",
-    "testing": "CHECKS check example_data example_fit example_net",
+    "testing": "CHECKS STEPPER_CHECKS check example_data example_fit example_net",
     "torch_imports": "DataLoader Dataset F TensorDataset Variable nn optim torch",
 }
 
@@ -127,6 +127,7 @@ LAYERS = [
     ["prediction"],
     ["model"],
     ["trial", "report"],
+    ["stepper_testing"],
     ["testing"],
     ["__init__"],
     ["__main__"],

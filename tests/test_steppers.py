@@ -8,8 +8,8 @@ from torch import nn, optim
 from torch.nn import functional as F  # noqa: N812
 
 from minifast import Callback, Stepper, accuracy, fit
-from minifast.plugins import EarlyStopping, Fast
-from minifast.testing import example_data, example_net
+from minifast.plugins import EarlyStopping, Fast, MixedPrecision
+from minifast.testing import STEPPER_CHECKS, check, example_data, example_net
 
 
 def fitted(stepper=None, callbacks=(), crit=None, net=None, metrics=(), **options):
@@ -272,3 +272,188 @@ def test_a_callback_that_changes_the_batch_or_the_loss_is_named():
     with pytest.raises(TypeError, match="a callback has assigned a loss") as info:
         fitted(callbacks=[Unused(), Reads()])
     assert "run.loss = float, after on_backward_begin of Reads" in str(info.value)
+
+
+# ---- the kit -----------------------------------------------------------------------------
+
+
+class SharpnessAware(Stepper):
+    """SAM: the gradient at the weights where the loss is worst within a small distance."""
+
+    def __init__(self, rho=0.05):
+        self.rho = rho
+
+    def backward(self, run):
+        parameters = [p for p in run.net.parameters() if p.requires_grad]
+        kept = [p.grad for p in parameters]  # those of run.keep_grads
+        first = torch.autograd.grad(run.loss, parameters)
+        norm = torch.stack([g.norm() for g in first]).norm() + 1e-12
+        with torch.no_grad():
+            for p, g in zip(parameters, first, strict=True):
+                p += self.rho * g / norm
+        second = torch.autograd.grad(run.objective(self.forward(run.net, run.x)), parameters)
+        with torch.no_grad():
+            for p, g, was, again in zip(parameters, first, kept, second, strict=True):
+                p -= self.rho * g / norm
+                p.grad = again if was is None else was + again
+
+
+class Alternates(Stepper):
+    """Steps at every other batch, and counts them."""
+
+    def __init__(self):
+        self.count = 0
+
+    def update(self, run):
+        self.count += 1
+        if self.count % 3:
+            super().update(run)
+
+    def state_dict(self):
+        return {"count": self.count}
+
+    def load_state_dict(self, state):
+        self.count = state["count"]
+
+
+class Counted(Alternates, Callback):
+    """Begins to count in each fit."""
+
+    changes_training = True
+
+    def on_train_begin(self, run):
+        self.count = 0
+
+
+@pytest.mark.parametrize(
+    "make", [Stepper, Plain, Passes, SharpnessAware, Alternates, Counted, Fast, MixedPrecision]
+)
+def test_good_steppers_pass(make):
+    check(make)
+
+
+class NeverSteps(Stepper):
+    """Forgets to step."""
+
+    def update(self, run): ...
+
+
+class Silent(Stepper):
+    """Forgets the events."""
+
+    def step(self, run, events):
+        run.preds = self.forward(run.net, run.x)
+        run.loss = run.crit(run.preds, run.y)
+        self.zero_grad(run)
+        run.loss.backward()
+        run.opt.step()
+        return run.loss
+
+
+class FiresTwice(Stepper):
+    """Tells twice of its gradients, the second time when the step is over."""
+
+    def step(self, run, events):
+        loss = super().step(run, events)
+        events.on_backward_end(run)
+        return loss
+
+
+class OwnLoss(Stepper):
+    """Differentiates the loss that it had before the callbacks."""
+
+    def backward(self, run):
+        run.crit(run.preds, run.y).backward()
+
+
+class AlwaysSteps(Stepper):
+    """Steps before anything is asked of it."""
+
+    def backward(self, run):
+        super().backward(run)
+        run.opt.step()
+
+    def update(self, run): ...
+
+
+class AlwaysForgets(Stepper):
+    """Forgets all gradients before each backward pass."""
+
+    def backward(self, run):
+        run.opt.zero_grad()
+        super().backward(run)
+
+
+class ForgetsItsCount(Alternates):
+    """Has a count, and does not say so in its state."""
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state): ...
+
+
+class CannotBeSaved(Alternates):
+    """Has an object in its state."""
+
+    def state_dict(self):
+        return {"count": self.count, "odd": object()}
+
+
+class KeepsGraphs(Stepper):
+    """Keeps all losses with their graphs."""
+
+    def __init__(self):
+        self.losses = []
+
+    def backward(self, run):
+        super().backward(run)
+        self.losses.append(run.loss)
+
+
+class LeavesHooks(Stepper):
+    """Hooks the net and leaves it so."""
+
+    hook = None
+
+    def forward(self, net, x):
+        self.hook = self.hook or net.register_forward_hook(lambda module, args, out: None)
+        return net(x)
+
+
+class Undescribed(Stepper):
+    def update(self, run):
+        super().update(run)
+
+
+BAD = {
+    NeverSteps: "check_stepper_learns",
+    Silent: "check_stepper_fires_events",
+    FiresTwice: "check_stepper_fires_events",
+    OwnLoss: "check_stepper_takes_the_loss_of_callbacks",
+    AlwaysSteps: "check_stepper_honors_requests",
+    AlwaysForgets: "check_stepper_honors_requests",
+    ForgetsItsCount: "check_stepper_resumes_exactly",
+    CannotBeSaved: "check_stepper_resumes_exactly",
+    KeepsGraphs: "check_stepper_keeps_no_graph",
+    LeavesHooks: "check_stepper_leaves_nothing",
+    Undescribed: "check_stepper_names_itself",
+}
+
+
+@pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.__name__)
+def test_a_bad_stepper_fails_its_check(bad):
+    failed = []
+    for each in STEPPER_CHECKS:
+        try:
+            each(bad)
+        except AssertionError as error:
+            failed.append(each.__name__)
+            assert bad.__name__ in str(error)
+    assert failed == [BAD[bad]]
+    with pytest.raises(AssertionError, match=bad.__name__):
+        check(bad)
+
+
+def test_every_check_has_a_bad_stepper():
+    assert {each.__name__ for each in STEPPER_CHECKS} == set(BAD.values())
