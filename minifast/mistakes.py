@@ -305,7 +305,7 @@ def _of_the_step(error: Exception, net: nn.Module, y: Any, preds: Any) -> str:
             "the optimizer steps by a closure, which fit does not have",
             got=got,
             wanted="an optimizer whose step() needs nothing: SGD, Adam, AdamW, RMSprop, ...",
-            fix="opt=optim.Adam(net.parameters()), or a Stepper whose update calls it",
+            fix="opt=optim.Adam(net.parameters()), or a Stepper whose step calls it",
             entry="closures",
         )
     if "dtype" in said or "scalar type" in said:

@@ -74,31 +74,43 @@ def check_stepper_fires_events(make: Make) -> None:
     _fit(stepper, Watch(), epochs=1)
 
 
-class _NoLoss(Callback):
-    """Makes the loss 0 times what it was, also in a second pass."""
+class _Scaled(Callback):
+    """Multiplies the loss, also in a second pass, and notes the gradients of the first batch."""
 
     changes_training = True
+    gradient: Any = None
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
 
     def transform_loss(self, run: Run, preds: Any, loss: Any) -> Any:
-        return loss * 0
+        return loss * self.factor
 
     def on_backward_begin(self, run: Run) -> None:
         run.loss = self.transform_loss(run, run.preds, run.loss)
 
+    def on_backward_end(self, run: Run) -> None:
+        self.gradient = torch.cat([g.flatten() for g in _gradients(run)])
+        run.stop("one batch is enough")
+
 
 def check_stepper_takes_the_loss_of_callbacks(make: Make) -> None:
-    """What it differentiates is `run.loss` as callbacks left it, in a second pass too."""
+    """What it differentiates is `run.loss` as callbacks left it, in a second pass too.
+
+    So the opposite loss has opposite gradients: they are apart by twice their length, or by that of
+    the plain step's, where the stepper adds something that is longer.
+    """
     stepper = make()
-
-    class Watch(_NoLoss):
-        def on_backward_end(self, run: Run) -> None:
-            others = [g for g in _gradients(run) if bool((g.nan_to_num() != 0).any())]
-            assert not others, (
-                f"{stepper!r} differentiates another loss than run.loss: that of a second pass is "
-                "run.objective(preds)"
-            )
-
-    _fit(stepper, Watch(), epochs=1)
+    up, down, plain = (_Scaled(factor) for factor in (1.0, -1.0, 1.0))
+    for each, scaled in (stepper, up), (make(), down), (Stepper(), plain):
+        _fit(each, scaled, epochs=1)
+    if any(scaled.gradient is None for scaled in (up, down)):
+        return  # it does not fire the event, which is another clause
+    size = min(float(scaled.gradient.norm()) for scaled in (up, plain))
+    assert float((up.gradient - down.gradient).norm()) > size, (
+        f"{stepper!r} does not differentiate run.loss as callbacks left it; that of a second pass "
+        "is run.objective(preds)"
+    )
 
 
 def check_stepper_honors_requests(make: Make) -> None:
@@ -131,10 +143,14 @@ def check_stepper_honors_requests(make: Make) -> None:
     keeps = make()
     lost: list[Tensor] = []
 
-    class Keeps(_NoLoss):
+    class Keeps(Callback):
+        changes_training = True
+
+        def transform_loss(self, run: Run, preds: Any, loss: Any) -> Any:
+            return loss * 0
+
         def on_backward_begin(self, run: Run) -> None:
-            super().on_backward_begin(run)
-            run.keep_grads = True
+            run.loss, run.keep_grads = self.transform_loss(run, run.preds, run.loss), True
             for p in run.net.parameters():
                 p.grad = torch.full_like(p, 1000.0)
 

@@ -325,9 +325,32 @@ class Counted(Alternates, Callback):
         self.count = 0
 
 
-@pytest.mark.parametrize(
-    "make", [Stepper, Plain, Passes, SharpnessAware, Alternates, Counted, Fast, MixedPrecision]
-)
+class Noisy(Stepper):
+    """Adds noise to the gradients."""
+
+    def __init__(self, std=1.0):
+        self.std = std
+
+    def backward(self, run):
+        super().backward(run)
+        for p in run.net.parameters():
+            p.grad += self.std * torch.randn_like(p.grad)
+
+
+class Normalized(Stepper):
+    """Steps along the gradient by a fixed length."""
+
+    def update(self, run):
+        norm = nn.utils.clip_grad_norm_(run.net.parameters(), float("inf"))
+        for p in run.net.parameters():
+            p.grad /= norm
+        super().update(run)
+
+
+GOOD = [Stepper, Plain, Passes, SharpnessAware, Alternates, Counted, Noisy, Normalized]
+
+
+@pytest.mark.parametrize("make", [*GOOD, Fast, MixedPrecision])
 def test_good_steppers_pass(make):
     check(make)
 
@@ -364,6 +387,24 @@ class OwnLoss(Stepper):
 
     def backward(self, run):
         run.crit(run.preds, run.y).backward()
+
+
+class SecondPass(SharpnessAware):
+    """SAM whose second pass is of the criterion alone."""
+
+    def backward(self, run):
+        objective = run.crit
+        parameters = [*run.net.parameters()]
+        kept = [p.grad for p in parameters]
+        first = torch.autograd.grad(run.loss, parameters)
+        norm = torch.stack([g.norm() for g in first]).norm() + 1e-12
+        for p, g in zip(parameters, first, strict=True):
+            p.data += self.rho * g / norm
+        loss = objective(self.forward(run.net, run.x), run.y)
+        second = torch.autograd.grad(loss, parameters)
+        for p, g, was, again in zip(parameters, first, kept, second, strict=True):
+            p.data -= self.rho * g / norm
+            p.grad = again if was is None else was + again
 
 
 class AlwaysSteps(Stepper):
@@ -431,6 +472,7 @@ BAD = {
     Silent: "check_stepper_fires_events",
     FiresTwice: "check_stepper_fires_events",
     OwnLoss: "check_stepper_takes_the_loss_of_callbacks",
+    SecondPass: "check_stepper_takes_the_loss_of_callbacks",
     AlwaysSteps: "check_stepper_honors_requests",
     AlwaysForgets: "check_stepper_honors_requests",
     ForgetsItsCount: "check_stepper_resumes_exactly",
