@@ -29,6 +29,21 @@ STEPPER: Members = {
     **dict.fromkeys(("zero_grad", "backward", "update"), ("run",)),
     "state_dict": (),
 }
+# What fastai 2 calls its events; a method of that name would never be called.
+ELSEWHERE = {
+    "before_fit": "on_train_begin",
+    "after_fit": "on_train_end",
+    "before_epoch": "on_epoch_begin",
+    "before_train": "on_epoch_begin",
+    "before_batch": "on_batch_begin",
+    "after_batch": "on_batch_end",
+    "after_loss": "on_backward_begin",
+    "after_backward": "on_backward_end",
+    "before_validate": "on_validate_begin",
+    "after_validate": "on_validate_end",
+    "before_step": "on_backward_end",
+    "after_epoch": "on_epoch_end",
+}
 # Facts of a run whose assignment would not change what is trained, and what changes it.
 FACTS = {
     "net": "change net in place; or call fit again, with an optimizer over the other net's weights",
@@ -75,7 +90,7 @@ def check_members(cls: type, members: Members) -> None:
             raise TypeError(
                 f"{cls.__name__}.{name} is never called: did you mean {meant}? "
                 f"If it is a method of its own, name it _{name}"
-                if members[meant] is not None
+                if members.get(meant, ()) is not None
                 else f"{cls.__name__}.{name} is never read: did you mean {meant}?"
             )
 
@@ -106,6 +121,8 @@ def _meant(name: str, value: Any, members: Members) -> str:
     import difflib
 
     method = inspect.isfunction(value)
+    if method and members is CALLBACK and name in ELSEWHERE:
+        return ELSEWHERE[name]
     kind = [
         member
         for member, arguments in members.items()

@@ -115,6 +115,8 @@ class Loose(Callback):
         ({"statedict": lambda self: {}}, "state_dict"),
         ({"transform_losses": lambda self, run, preds, loss: loss}, "transform_loss"),
         ({"change_training": True}, "changes_training"),
+        ({"before_batch": lambda self: None}, "on_batch_begin"),
+        ({"after_loss": lambda self, run: None}, "on_backward_begin"),
         ({"must_preceed": ("EMA",)}, "must_precede"),
         ({"conflict_with": ("EMA",)}, "conflicts_with"),
     ],
@@ -493,8 +495,11 @@ def test_a_bad_stepper_fails_its_check(bad):
             failed.append(each.__name__)
             assert bad.__name__ in str(error)
     assert failed == [BAD[bad]]
-    with pytest.raises(AssertionError, match=bad.__name__):
-        check(bad)
+
+
+def test_the_kit_knows_a_stepper():
+    with pytest.raises(AssertionError, match=r"NeverSteps.*changes no parameter"):
+        check(NeverSteps)
 
 
 def test_every_check_has_a_bad_stepper():
