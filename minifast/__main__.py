@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
-from .plugins import available
+from .plugins import available, unread
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -24,6 +25,8 @@ def main(arguments: list[str] | None = None) -> None:
     for plugin in found:
         place = f"{plugin.kind:8}  {plugin.name:{names}}  {plugin.distribution:{origins}}"
         print(f"{place}  {plugin.summary()}".rstrip())
+    for problem in unread():
+        print(f"warning: {problem}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -12,18 +12,25 @@ one is for, `Run` what a handler finds in its one argument.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from reprlib import Repr
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from .batches import batch_size
-from .core import explain, length
+from .blame import note_plugin, note_stepper
+from .core import length
+from .declarations import (
+    CALLBACK,
+    call_of,
+    check_handler,
+    check_members,
+    fix_fields,
+    no_second_loss,
+)
 from .history import History, RunningLoss
 from .losses import WeightedLoss
 
@@ -58,7 +65,8 @@ class Run:
     """What is going on: the record that every handler is given.
 
     Facts, the same throughout: `net data opt crit metrics epochs callbacks stepper`. Current: the
-    rest. A misspelt name is an `AttributeError`, on reading and on writing.
+    rest. A misspelt name is an `AttributeError`, on reading and on writing; so is assigning `net`,
+    `epochs`, `callbacks` or `stepper`, which would not change what is trained.
     """
 
     net: nn.Module
@@ -89,13 +97,15 @@ class Run:
     skip_step: bool = False
     """Set it in `on_backward_end` and this batch changes no weight."""
     values: dict[str, Any] = field(default_factory=dict)
-    """The epoch's row of the table, from `on_validate_end` on; what you add is a column."""
+    """The epoch's row of the table, whole from `on_validate_end` on; what you add is a column."""
     history: History = field(default_factory=History)
     """The rows of the epochs before this one."""
     running_loss: RunningLoss = field(default_factory=RunningLoss)
     """The criterion's losses of this fit, smoothed as `trn_loss` shows them."""
     stopped: str | None = None
     """Why training stops, once somebody asked for it."""
+    error: BaseException | None = field(default=None, repr=False)
+    """In `on_train_end`: the error or Ctrl-C that ended training; None otherwise."""
     team: Any = field(default=None, repr=False)
     """The processes of `torchrun`, a `minifast.team.Team`; None where there is one process."""
     loader_for: Callable[..., Any] = field(default=_itself, repr=False)
@@ -224,13 +234,16 @@ class Run:
         for callback in self.callbacks:
             may_change = callback.changes_training and hears(callback, "on_backward_begin")
             if may_change and not hears(callback, "transform_loss"):
-                raise TypeError(_no_second_loss(callback))
+                raise TypeError(no_second_loss(callback))
             loss = callback.transform_loss(self, preds, loss)
         return loss
 
     def after(self, action: Callable[[Run], object]) -> None:
         """Calls `action(run)` once every handler of the event has run; not after an error."""
         self.awaiting.append(action)
+
+
+fix_fields(Run)
 
 
 class Callback:
@@ -243,7 +256,7 @@ class Callback:
 
     Raises:
         TypeError: when a class is defined with a handler that is no event or takes other
-            arguments.
+            arguments, or with a misspelled `state_dict`, `must_precede` and the like.
 
     Examples:
         >>> class Steps(Callback):
@@ -259,7 +272,8 @@ class Callback:
         super().__init_subclass__()
         for name, value in vars(cls).items():
             if name.startswith("on_") and callable(getattr(cls, name)):
-                check_handler(cls, name, value)
+                check_handler(cls, name, value, EVENTS)
+        check_members(cls, CALLBACK)
 
     changes_training: ClassVar[bool] = False
     """Whether the weights end otherwise with it than without it."""
@@ -267,6 +281,11 @@ class Callback:
     """Whether, of several processes, only the first hears it: for what is printed and written."""
     must_precede: ClassVar[tuple[type | str, ...]] = ()
     """Classes, or their names, that make no sense before this one in the list: `fit` refuses it.
+
+    Subclasses of them count too.
+    """
+    must_follow: ClassVar[tuple[type | str, ...]] = ()
+    """Classes, or their names, that make no sense after this one in the list: `fit` refuses it.
 
     Subclasses of them count too.
     """
@@ -278,9 +297,7 @@ class Callback:
 
     def __repr__(self) -> str:
         """The call that makes one like it, as far as its attributes tell; long values shortened."""
-        names = [name for name in inspect.signature(type(self)).parameters if hasattr(self, name)]
-        values = (f"{name}={_SHORT.repr(getattr(self, name))}" for name in names)
-        return " ".join(f"{type(self).__name__}({', '.join(values)})".split())
+        return call_of(self)
 
     def state_dict(self) -> dict[str, Any]:
         """What it needs to go on later: tensors, numbers, strings, lists and dicts only."""
@@ -338,30 +355,6 @@ class Callback:
         """After everything else, and after an error or Ctrl-C too."""
 
 
-# A callback may hold a net or a list of losses, and its repr goes into messages.
-_SHORT = Repr()
-_SHORT.maxstring = _SHORT.maxother = 100
-
-
-def check_handler(cls: type[Callback], name: str, value: Any, on_object: bool = False) -> None:
-    """Refuses `cls.name` unless it is an event's handler that can be called with `run` alone."""
-    if name not in EVENTS:
-        import difflib  # only on the way to an error
-
-        close = difflib.get_close_matches(name, EVENTS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"the events are {', '.join(EVENTS)}"
-        raise TypeError(f"{cls.__name__}.{name} is no event: {hint}")
-    if not inspect.isfunction(value) and not on_object:
-        return
-    try:
-        inspect.signature(value).bind(*[None] * (1 if on_object else 2))
-    except TypeError as error:
-        raise TypeError(
-            f"{cls.__name__}.{name} must be callable as {name}(run): {error}. "
-            f"Write it as `def {name}(self, run):`"
-        ) from None
-
-
 Fire = Callable[[Run], None]
 
 
@@ -406,9 +399,11 @@ class Events:
                 action(run)
         except BaseException as first:
             error = first
+            note_stepper(error, run)
         run.awaiting.clear()  # what was asked for before an error belongs to what it broke
         run.ends_whole = True  # a signal waits until all callbacks have closed what they opened
         for callback in begun:
+            run.error = error
             try:
                 _call(callback, "on_train_end", run)
             except BaseException as later:
@@ -417,6 +412,7 @@ class Events:
                 else:
                     note = getattr(later, "__notes__", ["after the end"])[-1]
                     error.add_note(f"then {later!r}, {note}")
+        run.error = None  # it holds the frames, and they this record
         if error is not None:
             run.awaiting.clear()
             try:
@@ -424,17 +420,6 @@ class Events:
             finally:
                 error = None  # an error that this frame holds would hold the frame, and so the net
         _do_deferred(run)
-
-
-def _no_second_loss(callback: Callback) -> str:
-    name = type(callback).__name__
-    return explain(
-        f"the loss of a second pass is not known: {name} may change it in on_backward_begin",
-        got=f"{name} without transform_loss",
-        wanted="the change as a method, which can be called again",
-        fix="def transform_loss(self, run, preds, loss): return ..., called by on_backward_begin",
-        entry="the-loss",
-    )
 
 
 def hears(callback: Callback, event: str) -> bool:
@@ -473,7 +458,7 @@ def _firing(event: str, listeners: Sequence[Callback]) -> Fire:
             try:
                 handler(run)
             except BaseException as error:
-                _note(error, callback, event, run)
+                note_plugin(error, f"{type(callback).__name__}.{event}", run)
                 raise
         if run.awaiting:
             _do_deferred(run)
@@ -486,13 +471,8 @@ def _call(callback: Callback, event: str, run: Run) -> None:
     try:
         getattr(callback, event)(run)
     except BaseException as error:
-        _note(error, callback, event, run)
+        note_plugin(error, f"{type(callback).__name__}.{event}", run)
         raise
-
-
-def _note(error: BaseException, callback: Callback, event: str, run: Run) -> None:
-    where = f"epoch {run.epoch}, step {run.step}"
-    error.add_note(f"raised by {type(callback).__name__}.{event}, {where}")
 
 
 def _do_deferred(run: Run) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from .callback import Callback, Run
 from .core import explain, length
+from .history import plain
 from .metrics import metric_names
 from .rng import random_state
 from .sharded import is_sharded, put_together, whole_state
@@ -23,6 +24,7 @@ KEYS = {
     *("processes", "epoch", "batch", "step", "net", "loss", "strays", "buffers", "opt_class"),
     *("opt", "opt_params", "grads", "stepper", "callbacks", "metrics", "running_loss", "history"),
     *("stopped", "given", "size", "assigned", "loader", "ahead", "began", "order", "random"),
+    "values",
 }
 
 
@@ -89,6 +91,7 @@ def state_of(run: Run) -> dict[str, Any]:
         "metrics": {name: metric.state_dict() for name, metric in metrics_with_state(run)},
         "running_loss": run.running_loss.state_dict(),
         "history": rows,
+        "values": {} if ended else {name: plain(value) for name, value in run.values.items()},
         "stopped": None if run.paused else run.stopped,
         "given": run.given,
         "size": size_of(run),

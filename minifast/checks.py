@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .callback import Callback, Run, check_handler
+from .callback import EVENTS, Callback, Run
 from .core import explain, whole_number
+from .declarations import check_declarations, check_pair
 from .mistakes import MEANT
+from .progress import Progress
 from .trained import Trained
 
 
@@ -159,7 +161,8 @@ def check_list(name: str, values: Any, wanted: str, base: type | None = None) ->
         )
     found = tuple(values)
     for value in found:
-        right = isinstance(value, base) if base else callable(value) or hasattr(value, "update")
+        is_meter = hasattr(value, "update") and not _is_stepper(value)
+        right = isinstance(value, base) if base else callable(value) or is_meter
         if isinstance(value, type) or not right:
             raise TypeError(
                 explain(
@@ -168,81 +171,70 @@ def check_list(name: str, values: Any, wanted: str, base: type | None = None) ->
                     wanted=wanted,
                     fix=f"{name}=[{value.__name__}()]"
                     if isinstance(value, type)
-                    else f"take {value!r} out of {name}",
+                    else _place_of(value) or f"take {value!r} out of {name}",
                     entry="lists",
                 )
             )
     return found
 
 
+def _place_of(value: Any) -> str:
+    """The argument of `fit` that such an object belongs to; "" if it is not known."""
+    cls = value if isinstance(value, type) else type(value)
+    if _is_stepper(value):
+        return f"stepper={cls.__name__}(...)"
+    if issubclass(cls, Callback):
+        return f"callbacks=[{cls.__name__}(...)]"
+    if callable(value) and cls is not value and not isinstance(value, nn.Module):
+        return f"metrics=[{getattr(value, '__name__', cls.__name__)}], if it is a metric"
+    return ""
+
+
+def _is_stepper(value: Any) -> bool:
+    return hasattr(value, "step") and hasattr(value, "forward")
+
+
 def check_callbacks(callbacks: Any) -> tuple[Callback, ...]:
     """Callbacks, each object once, in an order and a combination that make sense."""
     found = check_list("callbacks", callbacks, "callbacks, each an object", Callback)
     for i, callback in enumerate(found):
-        _check_declarations(callback)
+        check_declarations(callback, EVENTS)
         for before in found[:i]:
-            _check_pair(before, callback, found)
+            check_pair(before, callback, found)
     return found
 
 
-def _check_pair(first: Callback, second: Callback, all_: tuple[Callback, ...]) -> None:
-    """Refuses two callbacks that cannot be in one list, in this order or at all."""
-    one, other = type(first).__name__, type(second).__name__
-    names = f"[{', '.join(type(callback).__name__ for callback in all_)}]"
-    if first is second:
-        problem, got = "callbacks holds the same object twice", f"{first!r}, twice"
-        wanted = "each object once: its handlers would run twice for every event"
-        fix, entry = f"make two: [{one}(...), {one}(...)]", "lists"
-    elif _is_any(first, second.conflicts_with) or _is_any(second, first.conflicts_with):
-        problem, got = f"callbacks has {one} and {other}, which cannot be combined", names
-        wanted = f"one of them: {one} and {other} would change the same thing, each its own way"
-        fix, entry = f"leave out {one} or {other}", "conflicting-callbacks"
-    elif _is_any(first, second.must_precede):
-        problem, got = f"callbacks has {one} before {other}, which makes no sense", names
-        wanted = f"{other} before {one}: {one} works on what {other} has done"
-        fix, entry = f"callbacks=[{other}(...), {one}(...)]", "order-of-callbacks"
-    else:
-        return
-    raise ValueError(explain(problem, got=got, wanted=wanted, fix=fix, entry=entry))
-
-
-def _is_any(callback: Callback, kinds: tuple[type | str, ...]) -> bool:
-    """Whether the callback is of one of the classes, given themselves or by name."""
-    names = {cls.__name__ for cls in type(callback).__mro__}
-    return any(isinstance(callback, k) if isinstance(k, type) else k in names for k in kinds)
-
-
-def _check_declarations(callback: Callback) -> None:
-    """What a callback says of others names classes; a handler on the object handles an event."""
-    for name in ("must_precede", "conflicts_with"):
-        kinds = getattr(callback, name)
-        if isinstance(kinds, tuple | list) and all(isinstance(k, type | str) for k in kinds):
-            continue
-        raise TypeError(
-            explain(
-                f"{type(callback).__name__}.{name} must be a tuple of classes or of their names",
-                got=repr(kinds),
-                wanted="a tuple, also for a single class",
-                fix=f'{name} = ("GradClip",)',
-                entry="order-of-callbacks",
-            )
+def check_progress(progress: Any, callbacks: Sequence[Callback]) -> list[Callback]:
+    """The display of a fit, which receives each event last; none without `progress`."""
+    if isinstance(progress, Callback):
+        check_callbacks([*callbacks, progress])
+        return [progress]
+    if isinstance(progress, bool | np.bool_ | int) and progress in (0, 1):
+        return [Progress()] if progress else []
+    raise TypeError(
+        explain(
+            "progress must be a bool or a callback that shows it",
+            got=_kind(progress),
+            wanted="True, False, or a display of your own: an instance of a Callback",
+            fix=f"progress={progress.__name__}()"
+            if isinstance(progress, type) and issubclass(progress, Callback)
+            else "progress=True",
+            entry="progress",
         )
-    for name, value in vars(callback).items():
-        if name.startswith("on_") and callable(value):
-            check_handler(type(callback), name, value, on_object=True)
+    )
 
 
 def check_stepper(stepper: Any) -> Any:
     """Something with a `step` and a `forward`, and an instance of it."""
-    if isinstance(stepper, type) or not (hasattr(stepper, "step") and hasattr(stepper, "forward")):
+    if isinstance(stepper, type) or not _is_stepper(stepper):
         raise TypeError(
             explain(
                 "stepper is no Stepper",
                 got=_kind(stepper),
                 wanted="a Stepper: how one batch is learned",
                 fix=f"stepper={stepper.__name__}()"
-                if isinstance(stepper, type)
-                else "leave it out for the ordinary step",
+                if isinstance(stepper, type) and _is_stepper(stepper)
+                else _place_of(stepper) or "leave it out for the ordinary step",
                 entry="steppers",
             )
         )

@@ -48,6 +48,10 @@ class ArrayLoader:
             gives the `x` to be used.
         names: What errors call the arrays.
 
+    Attributes:
+        arrays: The arrays as they are kept, a tuple: tensors, or what stays on a disk.
+        bs: Rows in a batch.
+
     Raises:
         TypeError: if an array does not hold numbers or is a net's parameter, or `bs` is not an
             integer.

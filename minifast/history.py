@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor
 
+from .errors import explain
 from .files import whole_file
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class History(Sequence[Row]):
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Adds an epoch's row; tensors and numpy numbers in it become Python's."""
-        self._rows.append({name: _plain(value) for name, value in row.items()})
+        self._rows.append({name: plain(value) for name, value in row.items()})
 
     @property
     def columns(self) -> list[str]:
@@ -169,8 +170,20 @@ def _sparkline(values: Sequence[Any]) -> str:
     )
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A tensor or NumPy number as Python's; anything else as it is."""
     return value.item() if hasattr(value, "item") else value
+
+
+def _no_loss(loss: Any) -> str:
+    shape = f" of shape {tuple(loss.shape)}" if hasattr(loss, "shape") else ""
+    return explain(
+        "the stepper's step must return the loss of the batch",
+        got=f"{type(loss).__name__}{shape}",
+        wanted="what the criterion returns, a tensor with one element",
+        fix="end step with `return loss`, without .item() and float()",
+        entry="steppers",
+    )
 
 
 class RunningLoss:
@@ -208,10 +221,13 @@ class RunningLoss:
 
     def add(self, loss: Tensor) -> bool:
         """Takes the loss of a batch; whether one that was read is nan or infinite."""
-        if loss.is_cpu:
-            self.last = value = loss.item()
-            self._take(value)
-            return value - value != 0  # nan and inf are the numbers that this holds for
+        try:
+            if loss.is_cpu:
+                self.last = value = loss.item()
+                self._take(value)
+                return value - value != 0  # nan and inf are the numbers that this holds for
+        except (AttributeError, RuntimeError) as error:
+            raise TypeError(_no_loss(loss)) from error
         self.last = loss.detach().reshape(())
         self.unread.append(self.last)
         if len(self.unread) >= self.MOST_UNREAD:

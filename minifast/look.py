@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .batches import seen
-from .callback import Events, Run
+from .blame import note_stepper
+from .callback import Events, Run, hears
 from .checks import no_batch
 from .core import device_of, explain, modes_kept
 from .dataloader import ArrayLoader
@@ -78,9 +79,11 @@ class _FirstLook:
             for p, grad in grads:
                 p.grad = grad
             set_random_state(run.order, run.data.trn_dl)  # as if the batch had not been drawn
+            note_stepper(error, run)
             if isinstance(run.preds, Tensor):
                 self.check_all_labels(run)  # names the row of the array, not of the batch
-            explain_failure(error, run.net, original(run.crit), run.x, run.y, run.preds, run.loss)
+            batch = run.x, run.y, run.preds, run.loss
+            explain_failure(error, run.net, original(run.crit), *batch, _handlers(run))
             raise
 
     def check_loss(self, run: Run) -> None:
@@ -135,10 +138,31 @@ class _Watched(Events):
         try_metrics(run)
         set_random_state(generators, None)
         self.events.on_backward_begin(run)
+        if not isinstance(run.loss, Tensor):
+            raise TypeError(_loss_replaced(run))
 
     def on_backward_end(self, run: Run) -> None:
         self.events.on_backward_end(run)
         self.look.check_gradients(run)
+
+
+def _handlers(run: Run) -> str:
+    """The handlers that may have changed the batch, or the loss if there is one already."""
+    events = ["on_batch_begin"] + ["on_backward_begin"] * (run.loss is not NOT_YET)
+    found = [(c, event) for event in events for c in run.callbacks if hears(c, event)]
+    return ", ".join(f"{type(callback).__name__}.{event}" for callback, event in found)
+
+
+def _loss_replaced(run: Run) -> str:
+    handlers = [type(c).__name__ for c in run.callbacks if hears(c, "on_backward_begin")]
+    return explain(
+        "a callback has assigned a loss that cannot be differentiated",
+        got=f"run.loss = {type(run.loss).__name__}, after on_backward_begin of "
+        + ", ".join(handlers),
+        wanted="a tensor, computed from run.preds",
+        fix="run.loss = run.loss + ..., without .item() and float()",
+        entry="the-loss",
+    )
 
 
 # ---- what goes in ------------------------------------------------------------------------

@@ -24,9 +24,18 @@ NOT_YET = object()  # stands for predictions, or a loss, that were not computed 
 
 
 def explain_failure(
-    error: Exception, net: nn.Module, crit: Any, x: Any, y: Any, preds: Any, loss: Any
+    error: Exception,
+    net: nn.Module,
+    crit: Any,
+    x: Any,
+    y: Any,
+    preds: Any,
+    loss: Any,
+    changed_by: str = "",
 ) -> None:
     """Raises the error in words, of the same type, if it came from net, loss or optimizer.
+
+    A note says which handlers may have changed the batch or the loss before.
 
     One that is in words already, or came from a callback, is left alone. So is one of a kind that
     torch does not raise for a wrong input: it is the user's own.
@@ -44,7 +53,13 @@ def explain_failure(
         text = _of_the_loss(error, crit, preds, y)
     else:
         text = _of_the_step(error, net, x, y, preds)
-    raise type(error)(text) from error
+    raise _noted(type(error)(text), changed_by) from error  # a local would hold it in a cycle
+
+
+def _noted(error: Exception, changed_by: str) -> Exception:
+    if changed_by:
+        error.add_note(f"before it ran, and may have changed the batch or its loss: {changed_by}")
+    return error
 
 
 # ---- the net -----------------------------------------------------------------------------
@@ -262,7 +277,7 @@ def _of_the_step(error: Exception, net: nn.Module, x: Any, y: Any, preds: Any) -
             "the optimizer steps by a closure, which fit does not have",
             got=got,
             wanted="an optimizer whose step() needs nothing: SGD, Adam, AdamW, RMSprop, ...",
-            fix="opt=optim.Adam(net.parameters()), or a Stepper whose update calls it",
+            fix="opt=optim.Adam(net.parameters()), or a Stepper whose step calls it",
             entry="closures",
         )
     if "dtype" in said or "scalar type" in said:

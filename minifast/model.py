@@ -13,15 +13,22 @@ from torch import Tensor, nn
 
 from . import look, nonfinite
 from .callback import Callback, Events, Run
-from .checks import check_list, check_loader, check_net, check_stepper, checked_run
+from .checks import (
+    check_list,
+    check_loader,
+    check_net,
+    check_progress,
+    check_stepper,
+    checked_run,
+)
 from .core import T, V, device_of, modes_kept, set_lrs, to_np
 from .dataset import ModelData
+from .epoch_row import row_begun, row_ended
 from .evaluation import evaluate
 from .history import History
 from .interrupts import interrupts
 from .mistakes import explains_reuse
 from .prediction import iter_predict, predict, predict_with_targs
-from .progress import Progress
 from .resume import drawn_again, looking_ahead, restore
 from .rng import random_state
 from .run_loaders import loader_views
@@ -52,7 +59,7 @@ def fit(
     *,
     n_epochs: int | None = None,
     stepper: Stepper | None = None,
-    progress: bool = True,
+    progress: bool | Callback = True,
     steps: int | None = None,
     resume: dict[str, Any] | str | Path | None = None,
     checks: str = "on",
@@ -73,7 +80,8 @@ def fit(
         callbacks: What else should happen; see `minifast.callback`. Called in this order.
         n_epochs: fastai's name of `epochs`.
         stepper: How one batch is learned; see `minifast.stepper`.
-        progress: Print the table and show the bar.
+        progress: Print the table and show the bar; or a callback of your own that shows something
+            else. It receives each event after all others.
         steps: How many batches an epoch has at most: for a stream that has no end. Each epoch
             iterates `trn_dl` anew, which goes on where it was if it is an iterator itself.
         resume: The path of a `Checkpoint`, or a state that `minifast.checkpoint.snapshot` took, of
@@ -112,8 +120,9 @@ def fit(
         run = checked_run(
             net, data, epochs, crit, opt, metrics, callbacks, n_epochs, stepper, steps, checks
         )
+        display = check_progress(progress, run.callbacks)
     run.team = join()
-    events = Events(heard(run, [*run.callbacks, Progress()] if progress else run.callbacks))
+    events = Events(heard(run, [*run.callbacks, *display]))
     with together(run, stepper) as stepper, _undone_afterwards(run, events):
         if resume is not None:
             restore(run, resume, events)
@@ -125,7 +134,7 @@ def fit(
             _train_epoch(run, stepper, events)
             if run.stopped:
                 break
-            run.values = {"epoch": run.epoch, "trn_loss": run.running_loss.value()}
+            run.values = row_begun(run)
             if run.data.val_dl is not None:
                 net.eval()
                 events.on_validate_begin(run)
@@ -133,7 +142,7 @@ def fit(
                 run.values |= evaluate(net, rows, run.crit, run.metrics, stepper)
                 events.on_validate_end(run)
             events.on_epoch_end(run)
-            run.history.append(run.values)
+            run.history.append(row_ended(run))
     return run.history
 
 
@@ -185,7 +194,7 @@ def _begun(run: Run, events: Events) -> tuple[Iterator[Any], Iterator[int]]:
     those that are left."""
     done = run.step - run.epoch_start
     if not done:
-        run.batch = 0
+        run.batch, run.values = 0, {}
         run.net.train()
         run.began = random_state(run.data.trn_dl)
         events.on_epoch_begin(run)

@@ -123,7 +123,7 @@ def _all_or_nothing(run: Run) -> Iterator[list[Attributes]]:
 
 FIELDS = (
     *("epoch", "step", "epoch_start", "batch", "stopped", "began", "order", "positioned"),
-    "ahead",
+    *("ahead", "values"),
 )
 
 
@@ -163,7 +163,7 @@ def _put(run: Run, state: dict[str, Any], origin: str) -> None:
     for row in state["history"]:
         run.history.append(row)
     run.stopped, run.began, run.order = state["stopped"], state["began"], state["order"]
-    run.ahead = state["ahead"]
+    run.ahead, run.values = state["ahead"], dict(state["values"])
     _put_generators(run, state)
 
 

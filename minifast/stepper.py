@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .arrays import as_tensor, batch_dtype
 from .callback import Events, Run
+from .declarations import STEPPER, call_of, check_members
 from .devices import sent
 
 __all__ = ["Stepper"]
@@ -21,12 +22,24 @@ class Stepper:
     A callback adds to this; a stepper of your own replaces it: override `forward`, `backward` or
     `update`, or all of `step`, and hand it to `fit(..., stepper=...)`.
 
+    Raises:
+        TypeError: when a class is defined with a method of these that takes other arguments, or
+            whose name is misspelled.
+
     Examples:
         >>> class Clipped(Stepper):
         ...     '''Predictions beyond ±10 do not count.'''
         ...     def forward(self, net, x):
         ...         return super().forward(net, x).clamp(-10, 10)
     """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        check_members(cls, STEPPER)
+
+    def __repr__(self) -> str:
+        """The call that makes one like it, as far as its attributes tell."""
+        return call_of(self)
 
     def forward(self, net: nn.Module, x: Any) -> Any:
         """Returns the net's output for a batch, `net(x)`, whole: the loss and the metrics get it.
@@ -63,7 +76,7 @@ class Stepper:
         """Takes back what `state_dict` gave."""
 
     def step(self, run: Run, events: Events) -> Tensor:
-        """Learns from `run.x` and `run.y`; gives the criterion's loss."""
+        """Learns from `run.x` and `run.y`; returns the criterion's loss, a tensor."""
         run.preds = self.forward(run.net, run.x)
         run.loss = loss = run.crit(run.preds, run.y)
         run.keep_grads = run.skip_step = False

@@ -9,7 +9,8 @@
         each(lambda: MyCallback(3))
 
 Each check is one clause of the contract. It is given a function that makes a fresh callback, and
-raises an `AssertionError` that says in words what is wrong.
+raises an `AssertionError` that says what is wrong. `check` takes steppers too: `check(MyStepper)`;
+`STEPPER_CHECKS` has their clauses.
 """
 
 from __future__ import annotations
@@ -29,30 +30,25 @@ from .callback import Callback, Run
 from .checkpoint import snapshot
 from .dataset import ModelData
 from .model import fit
-from .storage import as_data
-from .trial import Result, example_data, example_fit, example_net, parts_of, seeded, settings_of
+from .stepper import Stepper
+from .stepper_testing import STEPPER_CHECKS
+from .trial import (
+    INTERRUPTED,
+    At,
+    assert_left_alone,
+    assert_plain,
+    example_data,
+    example_fit,
+    example_net,
+    same,
+    seeded,
+    settings_of,
+)
 from .trial import trial_fit as _fit
 
-__all__ = ["CHECKS", "check", "example_data", "example_fit", "example_net"]
+__all__ = ["CHECKS", "STEPPER_CHECKS", "check", "example_data", "example_fit", "example_net"]
 
-Make = Callable[[], Callback]
-
-INTERRUPTED = 1, 6, 11, 15  # of two epochs of 8 batches; not all even, or multiples of three
-
-
-def _same(a: Result, b: Result) -> bool:
-    return all(torch.equal(t, b.weights[name]) for name, t in a.weights.items())
-
-
-class _At(Callback):
-    """Does something in the n-th `on_batch_end`."""
-
-    def __init__(self, n: int, action: Callable[[Run], object]) -> None:
-        self.n, self.action = n, action
-
-    def on_batch_end(self, run: Run) -> None:
-        if run.step == self.n:
-            self.action(run)
+Make = Callable[[], Any]
 
 
 class _Watcher(Callback):
@@ -90,7 +86,7 @@ def check_can_be_used_again(make: Make) -> None:
     """A second fit with the same object is as with a fresh one: `on_train_begin` forgets."""
     callback = make()
     first, again = _fit([callback]), _fit([callback])
-    assert _same(first, again), (
+    assert same(first, again), (
         f"{callback!r} used again gives other weights than the first time: "
         "forget what is of one fit in on_train_begin"
     )
@@ -109,20 +105,20 @@ def check_only_watches(make: Make) -> None:
     if callback.changes_training:
         return
     hint = "leave it alone, or say changes_training = True in the class"
-    for also in (), (_At(3, lambda run: run.stop("enough")),):
+    for also in (), (At(3, lambda run: run.stop("enough")),):
         plain, watched = _fit(also), _fit([make(), *also])
-        assert _same(plain, watched), f"{callback!r} changes the weights: {hint}"
+        assert same(plain, watched), f"{callback!r} changes the weights: {hint}"
         assert plain.rng == watched.rng, f"{callback!r} draws random numbers: {hint}"
-        same = plain.settings == watched.settings
-        assert same, f"{callback!r} leaves the optimizer with other settings: {hint}"
+        alike = plain.settings == watched.settings
+        assert alike, f"{callback!r} leaves the optimizer with other settings: {hint}"
 
 
 def check_survives_a_stop(make: Make) -> None:
     """Another callback stops in the middle of an epoch: it leaves nothing behind in the net."""
     for first in True, False:
-        callback, stops = make(), _At(3, lambda run: run.stop("another callback stops"))
+        callback, stops = make(), At(3, lambda run: run.stop("another callback stops"))
         result = _fit([callback, stops] if first else [stops, callback])
-        _assert_left_alone(callback, result)
+        assert_left_alone(callback, result)
         assert result.history.stopped == "another callback stops", (
             f"{callback!r} hides another's stop: {result.history.stopped!r} is the reason"
         )
@@ -141,7 +137,7 @@ def check_survives_an_error(make: Make) -> None:
         raise ElsewhereError
 
     breaks = _FailsInABatch(5, ElsewhereError())
-    for also, first in (_At(3, fail), True), (_At(1, fail), False), (breaks, True):
+    for also, first in (At(3, fail), True), (At(1, fail), False), (breaks, True):
         name = make()
         result = _fit([name, also] if first else [also, name], expect=BaseException)
         assert isinstance(result.error, ElsewhereError), (
@@ -149,7 +145,7 @@ def check_survives_an_error(make: Make) -> None:
         )
         later = [note for note in result.error.__notes__ if note.startswith("then")]
         assert not later, f"{name!r} fails after an error elsewhere: {later[0]}"
-        _assert_left_alone(name, result)
+        assert_left_alone(name, result)
         if also is breaks:
             before, after = [*breaks.between, result.settings[0]], result.settings[1]
             assert _changing(after) in map(_changing, before), (
@@ -181,23 +177,6 @@ class _FailsInABatch(Callback):
         self.between = [settings_of(run.opt)]
 
 
-def _assert_left_alone(callback: Callback, result: Result) -> None:
-    net = result.net
-    kinds = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
-    for name, module in net.named_modules():
-        hooked = [kind for kind in kinds if getattr(module, kind)]
-        where = f"module {name!r}" if name else "the net"
-        assert not hooked, f"{callback!r} leaves hooks on {where}: remove them in on_train_end"
-        left = sorted({*parts_of(net)[name]} ^ {*result.parts.get(name, ())})
-        assert not left, f"{callback!r} leaves {left[0]!r} on {where}: undo it in on_train_end"
-    on_parameters = "_backward_hooks", "_post_accumulate_grad_hooks"
-    for name, p in net.named_parameters():
-        hooked = [kind for kind in on_parameters if getattr(p, kind, None)]
-        assert not hooked, f"{callback!r} leaves a hook on {name}: remove it in on_train_end"
-    frozen = [name for name, p in net.named_parameters() if not p.requires_grad]
-    assert not frozen, f"{callback!r} leaves {frozen[0]} frozen: free it in on_train_end"
-
-
 def check_leaves_nothing(make: Make) -> None:
     """After a whole fit the net has no hooks, attributes or buffers that it had not before.
 
@@ -209,7 +188,7 @@ def check_leaves_nothing(make: Make) -> None:
         warnings.resetwarnings()
         result = _fit([callback])
         filters = [*warnings.filters]
-    _assert_left_alone(callback, result)
+    assert_left_alone(callback, result)
     assert not filters, f"{callback!r} leaves filters of warnings: use warnings.catch_warnings"
     for thread in {*threading.enumerate()} - threads:
         thread.join(timeout=1)
@@ -275,21 +254,26 @@ def _described(net: nn.Module, opt: torch.optim.Optimizer) -> list[Any]:
 
 
 def check_keeps_no_graph(make: Make) -> None:
-    """Nothing of a batch's graph lives on: it would fill the memory in a long epoch."""
+    """Nothing of a batch's graph lives on, and not each batch: it would fill the memory."""
     callback = make()
     kept: list[weakref.ref[Tensor]] = []
+    batches: list[weakref.ref[Tensor]] = []
 
     class Spy(Callback):
         def on_batch_end(self, run: Run) -> None:
             kept.extend(weakref.ref(t) for t in (run.preds, run.loss))
+            batches.extend(weakref.ref(t) for t in (run.x, run.y))
 
         def on_epoch_end(self, run: Run) -> None:
             run.preds = run.loss = None
 
-    _fit([callback, Spy()], epochs=1)
+    _fit([callback, Spy()])
     gc.collect()
     alive = sum(ref() is not None for ref in kept)
     assert not alive, f"{callback!r} keeps {alive} tensors with their graphs: keep t.detach()"
+    for i, name in enumerate(("x", "y")):  # some may be kept, as those of an epoch, or the first
+        all_there = all(ref() is not None for ref in batches[i::2])
+        assert not all_there, f"{callback!r} keeps run.{name} of each batch: keep a few, or numbers"
 
 
 def check_resumes_exactly(make: Make) -> None:
@@ -299,7 +283,7 @@ def check_resumes_exactly(make: Make) -> None:
     class Keep(Callback):
         def on_epoch_begin(self, run: Run) -> None:
             if run.epoch == 1:
-                _assert_plain(callback)
+                assert_plain(callback)
                 states["between two epochs"] = snapshot(run)
 
         def on_batch_end(self, run: Run) -> None:
@@ -307,7 +291,7 @@ def check_resumes_exactly(make: Make) -> None:
                 run.after(self.keep)
 
         def keep(self, run: Run) -> None:
-            _assert_plain(callback)
+            assert_plain(callback)
             states[f"after batch {run.batch} of epoch {run.epoch}"] = snapshot(run)
 
     callback = make()
@@ -319,24 +303,26 @@ def check_resumes_exactly(make: Make) -> None:
     for where, state in states.items():
         resumed = _fit([Callback(), make()], resume=state)
         what = f"{callback!r}, resumed {where},"
-        assert _same(whole, resumed), f"{what} gives other weights: {hint}"
-        same = repr(list(whole.history)) == repr(list(resumed.history))
-        assert same, f"{what} gives another history: {hint}"
+        _assert_made_alike(make, same(whole, resumed))
+        assert same(whole, resumed), f"{what} gives other weights: {hint}"
+        alike = repr(list(whole.history)) == repr(list(resumed.history))
+        assert alike, f"{what} gives another history: {hint}"
 
 
-def _assert_plain(callback: Callback) -> None:
-    """Only what a file may hold as data."""
-    try:
-        as_data(callback.state_dict(), "its state_dict()")
-    except TypeError as error:
-        raise AssertionError(f"{callback!r} cannot be saved: {error}") from error
+def _assert_made_alike(make: Make, fine: bool) -> None:
+    """Two fresh callbacks do the same: asked where resumed ones differ, to tell which is wrong."""
+    made = make()
+    assert fine or same(_fit([made]), _fit([make()])), (
+        f"two callbacks made one after the other give other weights, {made!r} and the next: "
+        "what is drawn at random is made once, outside of the function that makes them"
+    )
 
 
 def check_stands_anywhere(make: Make) -> None:
     """Before or behind callbacks that only watch, it does the same."""
     callback = make()
     first, last = _fit([callback, _Watcher()]), _fit([_Watcher(), make()])
-    assert _same(first, last), f"{callback!r} gives other weights at another place in the list"
+    assert same(first, last), f"{callback!r} gives other weights at another place in the list"
     columns = first.history.columns, last.history.columns
     assert columns[0] == columns[1], (
         f"{callback!r} gives other columns at another place in the list"
@@ -372,7 +358,7 @@ CHECKS: tuple[Callable[[Make], None], ...] = (
 
 
 def check(make: Make) -> None:
-    """Runs every check of the kit on the callbacks that `make` makes.
+    """Runs every check of the kit on the callbacks, or the steppers, that `make` makes.
 
     Raises:
         AssertionError: for the first clause that does not hold, in words.
@@ -382,5 +368,5 @@ def check(make: Make) -> None:
         ...     '''Does nothing.'''
         >>> check(Quiet)
     """
-    for each in CHECKS:
+    for each in STEPPER_CHECKS if isinstance(make(), Stepper) else CHECKS:
         each(make)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .callback import Callback
+from .callback import Callback, Run
 from .dataset import ImageClassifierData
 from .history import History
 from .metrics import accuracy
 from .model import fit
+from .storage import as_data
 
 
 def example_data(rows: int = 90, seed: int = 0) -> ImageClassifierData:
@@ -130,3 +131,51 @@ def parts_of(net: nn.Module) -> dict[str, list[str]]:
         name: sorted([*vars(module), *module._parameters, *module._buffers, *module._modules])
         for name, module in net.named_modules()
     }
+
+
+# ---- what the checks have in common -------------------------------------------------------
+
+INTERRUPTED = 1, 6, 11, 15  # of two epochs of 8 batches; not all even, or multiples of three
+
+
+def same(a: Result, b: Result) -> bool:
+    """Whether two fits ended with the same weights and buffers."""
+    return all(torch.equal(t, b.weights[name]) for name, t in a.weights.items())
+
+
+class At(Callback):
+    """Does something in the n-th `on_batch_end`."""
+
+    def __init__(self, n: int, action: Callable[[Run], object]) -> None:
+        self.n, self.action = n, action
+
+    def on_batch_end(self, run: Run) -> None:
+        """Does it, if it is time."""
+        if run.step == self.n:
+            self.action(run)
+
+
+def assert_left_alone(plugin: Any, result: Result) -> None:
+    """Nothing of a plugin is left on the net, and no parameter is frozen."""
+    net = result.net
+    kinds = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+    for name, module in net.named_modules():
+        hooked = [kind for kind in kinds if getattr(module, kind)]
+        where = f"module {name!r}" if name else "the net"
+        assert not hooked, f"{plugin!r} leaves hooks on {where}: remove them in on_train_end"
+        left = sorted({*parts_of(net)[name]} ^ {*result.parts.get(name, ())})
+        assert not left, f"{plugin!r} leaves {left[0]!r} on {where}: undo it in on_train_end"
+    on_parameters = "_backward_hooks", "_post_accumulate_grad_hooks"
+    for name, p in net.named_parameters():
+        hooked = [kind for kind in on_parameters if getattr(p, kind, None)]
+        assert not hooked, f"{plugin!r} leaves a hook on {name}: remove it in on_train_end"
+    frozen = [name for name, p in net.named_parameters() if not p.requires_grad]
+    assert not frozen, f"{plugin!r} leaves {frozen[0]} frozen: free it in on_train_end"
+
+
+def assert_plain(plugin: Any) -> None:
+    """Only what a file may hold as data."""
+    try:
+        as_data(plugin.state_dict(), "its state_dict()")
+    except TypeError as error:
+        raise AssertionError(f"{plugin!r} cannot be saved: {error}") from error

@@ -1106,3 +1106,51 @@ def test_the_lessons_accuracies_on_all_of_mnist(full_mnist: Path, tmp_path: Path
     share, first, second, third, fourth = json.loads(done.stdout.splitlines()[-1])
     assert first >= 0.92 and second >= 0.97 and third >= 0.91 and fourth >= 0.90
     assert share == pytest.approx(second, abs=1e-4)
+
+
+# ---- what an error leaves ------------------------------------------------------------------
+
+
+def test_an_error_past_ipython_leaves_the_folder_and_the_names_as_they_were(tmp_path: Path) -> None:
+    pytest.importorskip("IPython")
+    cells = [{"cell_type": "code", "source": source} for source in ("import fastai", "1 / 0")]
+    path = tmp_path / "book.ipynb"
+    path.write_text(json.dumps({"cells": cells}))
+    code = f"""
+import os, sys
+from pathlib import Path
+from minifast.compat.check import check
+before = os.getcwd(), [name for name in sys.modules if name.startswith("fastai")]
+reads, writes = os.pipe()
+os.close(reads)
+screen, sys.stdout = sys.stdout, os.fdopen(writes, "w")  # as `| head` leaves it
+try:
+    check(Path({str(path)!r}))
+except BrokenPipeError:
+    pass
+else:
+    raise AssertionError("the pipe is closed")
+finally:
+    sys.stdout = screen
+assert before == (os.getcwd(), [name for name in sys.modules if name.startswith("fastai")])
+os._exit(0)  # the interpreter would try to flush the pipe
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_error_while_averages_are_estimated_leaves_the_net_as_it_was() -> None:
+    net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Dropout())
+    net[2].eval()
+    net(torch.randn(8, 4))
+    before = {name: t.clone() for name, t in net.state_dict().items()}
+    modes = [module.training for module in net.modules()]
+    with pytest.raises(RuntimeError):
+        schedules.fix_batchnorm(net, [(torch.randn(8, 4), 0), (torch.randn(8, 5), 0)])
+    assert modes == [module.training for module in net.modules()] and net[1].momentum == 0.1
+    assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
+    schedules.fix_batchnorm(net, [(x := torch.randn(8, 4), 0)])
+    out = net[0](x)
+    torch.testing.assert_close(net[1].running_mean, out.mean(0).detach())
+    torch.testing.assert_close(net[1].running_var, out.var(0).detach())
+    assert modes == [module.training for module in net.modules()] and net[1].momentum == 0.1

@@ -53,7 +53,7 @@ PUBLIC = {
     "summary": "LayerSummary Summary model_summary",
     "storage": "CheckpointError load_weights save_weights",
     "team": "Team join",
-    "testing": "CHECKS check example_data example_fit example_net",
+    "testing": "CHECKS STEPPER_CHECKS check example_data example_fit example_net",
     "torch_imports": "DataLoader Dataset F TensorDataset Variable nn optim torch",
 }
 
@@ -108,17 +108,18 @@ assert state() == before
 # core <- metrics, dataloader, dataset, callback, history, ... <- stepper, checks <- model
 LAYERS = [
     ["errors", "reach"],
+    ["declarations"],
     ["arrays"],
     ["core"],
     ["summary", "batches", "rng"],
     ["pickle_as_data", "files", "pictures", "process_group", "sharded", "metric_inputs", "draws"],
     ["rows"],
     ["chunks", "losses"],
-    ["history", "metrics", "dataloader", "storage", "torch_losses"],
+    ["history", "metrics", "dataloader", "storage", "torch_losses", "blame"],
     ["mistakes", "dataset", "plots", "trained"],
     ["callback", "differences"],
     ["devices"],
-    ["progress", "checkpoint", "interrupts", "try_metrics", "outputs", "nonfinite"],
+    ["progress", "checkpoint", "epoch_row", "interrupts", "try_metrics", "outputs", "nonfinite"],
     ["stepper", "checks", "io", "resume", "agreement"],
     ["look", "single_row_batch", "together"],
     ["run_loaders", "team"],
@@ -126,6 +127,7 @@ LAYERS = [
     ["prediction"],
     ["model"],
     ["trial", "report"],
+    ["stepper_testing"],
     ["testing"],
     ["__init__"],
     ["__main__"],

@@ -196,7 +196,7 @@ def test_the_command_lists_what_is_installed():
 
 def test_load_tells_what_there_is():
     assert plugins.load("EMA") is EMA
-    with pytest.raises(KeyError, match="names no installed plug-in"):
+    with pytest.raises(LookupError, match="names no installed plug-in"):
         plugins.load("Nothing")
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         plugins.Nothing  # noqa: B018

@@ -3,13 +3,14 @@
 import random
 import threading
 import warnings
+from collections import deque
 
 import numpy as np
 import pytest
 import torch
 
 from minifast import Callback
-from minifast.testing import CHECKS, check, check_resumes_exactly, example_fit
+from minifast.testing import CHECKS, check, check_keeps_no_graph, check_resumes_exactly, example_fit
 
 
 class Good(Callback):
@@ -106,6 +107,23 @@ class KeepsGraphs(Callback):
 
     def on_batch_end(self, run):
         self.losses.append(run.loss)
+
+
+class KeepsBatches(Callback):
+    """Keeps the input of each batch."""
+
+    def on_train_begin(self, run):
+        self.seen = []
+
+    def on_batch_end(self, run):
+        self.seen.append(run.x)
+
+
+class KeepsTargets(KeepsBatches):
+    """Keeps the targets of each batch."""
+
+    def on_batch_end(self, run):
+        self.seen.append(run.y)
 
 
 class Forgets(Good):
@@ -281,6 +299,8 @@ BAD = {
     LeavesHooks: "check_survives_a_stop",
     FailsOnTop: "check_survives_an_error",
     KeepsGraphs: "check_keeps_no_graph",
+    KeepsBatches: "check_keeps_no_graph",
+    KeepsTargets: "check_keeps_no_graph",
     Forgets: "check_resumes_exactly",
     ForgetsTheHalf: "check_resumes_exactly",
     CannotBeSaved: "check_resumes_exactly",
@@ -325,6 +345,43 @@ def test_every_check_has_a_bad_callback():
 
 def test_a_good_callback_passes():
     check(Good)
+
+
+class KeepsSome(Callback):
+    """Keeps the last batches, and those of an epoch until it ends."""
+
+    def on_train_begin(self, run):
+        self.last, self.epoch = deque(maxlen=5), []
+
+    def on_batch_end(self, run):
+        self.last.append(run.x)
+        self.epoch.append(run.y)
+
+    def on_epoch_end(self, run):
+        self.epoch.clear()
+
+
+def test_some_batches_may_be_kept():
+    check_keeps_no_graph(KeepsSome)
+
+
+class Drawn(Callback):
+    """Pulls the first layer to weights that are drawn when it is made."""
+
+    changes_training = True
+
+    def __init__(self):
+        self.weights = torch.randn(16, 6)
+
+    def on_batch_end(self, run):
+        run.net[0].weight.data.lerp_(self.weights, 0.1)
+
+
+def test_a_function_that_makes_another_callback_each_time_is_told_so():
+    with pytest.raises(AssertionError, match="two callbacks made one after the other"):
+        check(Drawn)
+    teacher = Drawn()
+    check(lambda: teacher)
 
 
 class Sums(ForgetsTheHalf):

@@ -27,30 +27,35 @@ def check(path: Path) -> int:
     sources = [source for source in _cells(path) if source.strip()]
     os.environ.setdefault("MPLBACKEND", "agg")
     shell, captured = _shell()
-    shell.run_line_magic("load_ext", "minifast.compat")
     before = Path.cwd()
-    os.chdir(path.resolve().parent)
-    blames = []
-    for number, source in enumerate(sources, 1):
-        began = time.perf_counter()
-        with captured():
-            result = shell.run_cell(source, store_history=False)
-        _close_pictures()
-        first = source.strip().splitlines()[0][:60]
-        fault = result.error_before_exec or result.error_in_exec
-        print(
-            f"{number:4} {_word(fault)} {time.perf_counter() - began:6.1f} s  {first}", flush=True
-        )
-        if fault is not None:
-            blames.append(blame(fault))
-            text = " ".join(str(fault).split())[:200]
-            print(f"       {type(fault).__name__}: {text}\n       fault: {blames[-1]}", flush=True)
-    os.chdir(before)
-    shell.run_line_magic("unload_ext", "minifast.compat")
-    shell.clear_instance()
+    blames: list[str] = []
+    shell.run_line_magic("load_ext", "minifast.compat")
+    try:
+        os.chdir(path.resolve().parent)
+        for number, source in enumerate(sources, 1):
+            _run(shell, captured, number, source, blames)
+    finally:  # a cell may raise past IPython, as Ctrl-C between two cells does
+        os.chdir(before)
+        shell.run_line_magic("unload_ext", "minifast.compat")
+        shell.clear_instance()
     ours = blames.count(US)
     print(f"{len(sources) - len(blames)} of {len(sources)} cells ran; {ours} failed in {US}")
     return 1 if ours else 0
+
+
+def _run(shell: Any, captured: Any, number: int, source: str, blames: list[str]) -> None:
+    """Runs a cell, prints its line, and adds whose fault it is if it fails."""
+    began = time.perf_counter()
+    with captured():
+        result = shell.run_cell(source, store_history=False)
+    _close_pictures()
+    first = source.strip().splitlines()[0][:60]
+    fault = result.error_before_exec or result.error_in_exec
+    print(f"{number:4} {_word(fault)} {time.perf_counter() - began:6.1f} s  {first}", flush=True)
+    if fault is not None:
+        blames.append(blame(fault))
+        text = " ".join(str(fault).split())[:200]
+        print(f"       {type(fault).__name__}: {text}\n       fault: {blames[-1]}", flush=True)
 
 
 def _cells(path: Path) -> Iterator[str]:

@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from torch import nn, optim
 
+from ..core import modes_kept
 from ..metrics import metric_names
 from ..plugins._monitor import direction
+from ..trained import Buffers
 from .layer_optimizer import LayerOptimizer, one_for_each
 
 __all__ = [
@@ -679,11 +681,17 @@ class SWA(Callback):
 def fix_batchnorm(swa_model: nn.Module, train_dl: Any) -> None:
     """Estimates the averages of BatchNorm anew, by one pass over the training data."""
     batches = (batch[:-1] for batch in train_dl)
-    was = [(m, m.training) for m in swa_model.modules()]
     inputs = (b[0] if len(b) == 1 else list(b) for b in batches)
-    optim.swa_utils.update_bn(_by_first(inputs, swa_model), swa_model)
-    for m, training in was:
-        m.training = training
+    momenta = [(m, m.momentum) for m in swa_model.modules() if hasattr(m, "running_mean")]
+    buffers = Buffers(swa_model)
+    try:
+        with modes_kept(swa_model):
+            optim.swa_utils.update_bn(_by_first(inputs, swa_model), swa_model)
+    except BaseException:  # `update_bn` leaves averages of some batches, and no momentum
+        buffers.put_back()
+        for module, momentum in momenta:
+            module.momentum = momentum
+        raise
 
 
 def _by_first(inputs: Any, net: nn.Module) -> Any:

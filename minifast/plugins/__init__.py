@@ -9,6 +9,7 @@ no registration; entry points only serve to list plug-ins and to choose them by 
 from __future__ import annotations
 
 import ast
+import difflib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -16,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..callback import Callback
 from ..core import explain
+from ..stepper import Stepper
 
 if TYPE_CHECKING:
     from .activation_stats import ActivationStats as ActivationStats
@@ -121,12 +124,17 @@ class Plugin:
     distribution: str
 
     def summary(self) -> str:
-        """The first line of its docstring, read from the source and not by importing it."""
+        """The first line of its docstring, read from the source and not by importing it.
+
+        Where the source cannot be read, why: "cannot be read: SyntaxError: ...".
+        """
         module, _, name = self.value.partition(":")
-        path = _source(module)
-        if path is None:
-            return ""
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        try:
+            path = _source(module)
+            body = ast.parse(path.read_bytes(), filename=path.name).body if path else []
+        except Exception as error:  # whatever is wrong with one, the others are listed
+            return f"cannot be read: {type(error).__name__}: {error}"
+        for node in body:
             if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
                 return (ast.get_docstring(node) or "").partition("\n")[0]
         return ""
@@ -147,44 +155,144 @@ def available() -> list[Plugin]:
     return sorted(set(found), key=lambda plugin: (plugin.kind, plugin.name, plugin.distribution))
 
 
+def unread() -> list[str]:
+    """What is said of entry points in groups that nothing reads, as their names are misspelled."""
+    found = []
+    for group in importlib.metadata.entry_points().groups - GROUPS.keys():
+        close = difflib.get_close_matches(group, GROUPS, n=1, cutoff=0.8)
+        if not (close or group.startswith("minifast.")):
+            continue
+        meant = close[0] if close else " or ".join(GROUPS)
+        for entry in importlib.metadata.entry_points(group=group):
+            origin = entry.dist.name if entry.dist else "a package"
+            what = f"{entry.name} of {origin} is not listed"
+            found.append(f"{what}: its group must be {meant}, not {group}")
+    return sorted(set(found))
+
+
 def load(name: str) -> Any:
-    """Imports one installed plug-in and gives the class or function.
+    """Imports one installed plugin and returns the class or function.
+
+    Args:
+        name: Its name; or `"package:name"`, where several packages have one of that name.
 
     Raises:
-        KeyError: if no installed package has one of this name.
+        LookupError: if no installed package has one of this name.
         ValueError: if several have.
+        TypeError: if what is there is not a plugin.
+        ImportError, AttributeError: if it cannot be imported; a note names its package.
 
     Examples:
         >>> load("EarlyStopping")(patience=3).patience
         3
+        >>> load("minifast:EMA").__name__
+        'EMA'
     """
-    found = [plugin for plugin in available() if plugin.name == name]
-    if len(found) != 1:
-        several = ", ".join(f"{plugin.distribution} ({plugin.value})" for plugin in found)
-        raise (ValueError if found else KeyError)(
+    if not isinstance(name, str):
+        raise TypeError(
             explain(
-                f"{name!r} names {'more than one plug-in' if found else 'no installed plug-in'}",
-                got=several or ", ".join(plugin.name for plugin in available()),
-                wanted="the name of one",
-                fix="python -m minifast plugins lists them; or import the class by itself",
+                "name must be the name of a plugin",
+                got=type(name).__name__,
+                wanted="a string",
+                fix='load("EMA")',
                 entry="plug-ins",
             )
         )
-    module, _, attribute = found[0].value.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    package, _, own = name.rpartition(":")
+    found = [plugin for plugin in available() if plugin.name == own]
+    if package:
+        found = [plugin for plugin in found if _package(plugin) == _normal(package)]
+    if len(found) != 1:
+        if found:
+            raise ValueError(_several(name, found))
+        raise LookupError(_unknown(name, own))
+    (plugin,) = found
+    module, _, attribute = plugin.value.partition(":")
+    try:
+        value: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            value = getattr(value, part)
+    except Exception as error:
+        error.add_note(f"raised while loading {name}, which {plugin.distribution} declares")
+        raise
+    return _checked(plugin, value)
+
+
+def _normal(package: str) -> str:
+    return package.lower().replace("_", "-")
+
+
+def _package(plugin: Plugin) -> str:
+    return _normal(plugin.distribution.partition(" ")[0])
+
+
+def _several(name: str, found: list[Plugin]) -> str:
+    return explain(
+        f"{name!r} names more than one plug-in",
+        got=", ".join(f"{plugin.distribution} ({plugin.value})" for plugin in found),
+        wanted="the name of one",
+        fix=f'load("{_package(found[0])}:{found[0].name}"), or import the class by itself',
+        entry="plug-ins",
+    )
+
+
+def _unknown(name: str, own: str) -> str:
+    names = {plugin.name.lower(): plugin.name for plugin in available()}
+    close = difflib.get_close_matches(own.lower(), names, n=1)
+    misplaced = [text for text in unread() if text.startswith(f"{own} of ")]
+    return explain(
+        f"{name!r} names no installed plug-in",
+        got=", ".join(misplaced) or f"{len(names)} names, and none of them {own}",
+        wanted="the name of one",
+        fix=(f"did you mean {names[close[0]]}? " if close else "")
+        + "python -m minifast plugins lists them; or import the class by itself",
+        entry="plug-ins",
+    )
+
+
+def _checked(plugin: Plugin, value: Any) -> Any:
+    """The value, if it may be a plugin of its kind; a function may be one that makes it."""
+    if plugin.kind == "callback":
+        fits, wanted = _is_a(value, Callback), "a subclass of minifast.Callback"
+    elif plugin.kind == "stepper":
+        is_alike = hasattr(value, "step") and hasattr(value, "forward")
+        fits, wanted = _is_a(value, Stepper) or is_alike, "a subclass of minifast.Stepper"
+    else:
+        fits = callable(value) or hasattr(value, "update")
+        wanted = "a function (preds, targs) -> number, or an object or class with update"
+    if fits:
+        return value
+    raise TypeError(
+        explain(
+            f"{plugin.name} of {plugin.distribution} is not a {plugin.kind}",
+            got=f"{plugin.value} is {value!r:.60}",
+            wanted=f"{wanted}, as its group of entry points says",
+            fix=f"correct the entry point {plugin.name} in that package's pyproject.toml",
+            entry="plug-ins",
+        )
+    )
+
+
+def _is_a(value: Any, base: type) -> bool:
+    return issubclass(value, base) if isinstance(value, type) else callable(value)
 
 
 def _source(module: str) -> Path | None:
-    """The file of a module, found without importing it or the packages it is in."""
+    """The file of a module, found without importing it or the packages it is in.
+
+    None if it is not written in Python.
+
+    Raises:
+        ModuleNotFoundError: if there is none.
+    """
     top, *inner = module.split(".")
     spec = importlib.util.find_spec(top)
-    if spec is None or spec.origin is None:
-        return None
-    if not inner:
-        return Path(spec.origin)
-    for folder in spec.submodule_search_locations or []:
+    if spec is None:
+        raise ModuleNotFoundError(f"there is no module {top}")
+    found = [Path(spec.origin)] if spec.origin and not inner else []
+    for folder in (spec.submodule_search_locations or []) if inner else []:
         path = Path(folder, *inner)
-        for candidate in path.with_suffix(".py"), path / "__init__.py":
-            if candidate.is_file():
-                return candidate
-    return None
+        found += [*path.parent.glob(f"{path.name}.*"), *path.glob("__init__.*")]
+    if inner and not found:
+        raise ModuleNotFoundError(f"there is no module {module}")
+    return next((path for path in found if path.suffix == ".py" and path.is_file()), None)

@@ -3,12 +3,17 @@ import torch
 from minifast_template import NoisyGradients, WeightNorm, top2
 
 from minifast import plugins
-from minifast.testing import CHECKS, example_fit
+from minifast.testing import CHECKS, STEPPER_CHECKS, example_fit
 
 
 @pytest.mark.parametrize("check", CHECKS)
 def test_weight_norm_keeps_the_contract(check):
     check(WeightNorm)
+
+
+@pytest.mark.parametrize("check", STEPPER_CHECKS)
+def test_noisy_gradients_keeps_the_contract(check):
+    check(NoisyGradients)
 
 
 def test_weight_norm_is_the_length_of_the_weights():
