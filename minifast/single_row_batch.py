@@ -16,6 +16,7 @@ from .rng import random_state, set_random_state
 from .sharded import is_sharded
 from .stepper import split_batch
 
+BATCH_NORM: Any = nn.BatchNorm1d.__base__  # of all kinds of it: the class has a private name
 HOOKS = "_forward_hooks", "_forward_pre_hooks"
 
 
@@ -33,7 +34,7 @@ def ends_in_single_row(run: Run, loader: Any) -> bool:
 
 def needs_two_rows(run: Run, loader: Any) -> bool:
     """Whether the net cannot take a single row in training, as a copy of it shows."""
-    if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in run.net.modules()):
+    if not any(isinstance(m, BATCH_NORM) for m in run.net.modules()):
         return False
     if is_sharded(run.net):  # which cannot be copied
         return True
@@ -66,7 +67,7 @@ def copied_without_hooks(net: nn.Module) -> nn.Module:
     """
     copied: nn.Module = copy.deepcopy(getattr(net, "_orig_mod", net))
     for module in copied.modules():
-        for hooks in (getattr(module, name) for name in HOOKS):
+        for hooks in (getattr(module, name, {}) for name in HOOKS):
             for key, hook in list(hooks.items()):
                 owner = getattr(hook, "__module__", None) or ""
                 if not owner.startswith("torch."):

@@ -13,7 +13,7 @@ from torch.optim import optimizer as torch_optimizer
 
 Group = dict[str, Any]
 
-# Private names, looked up once: where one is gone or does something else, `kernels_differ` tells.
+# Private names, looked up once: where one is gone or does something else, `_kernels` tells.
 SGD_KERNEL: Any = getattr(torch, "_fused_sgd_", None)
 ADAM_KERNEL: Any = getattr(torch, "_fused_adam_", None)
 ADAMW_KERNEL: Any = getattr(torch, "_fused_adamw_", None)
@@ -36,7 +36,7 @@ def uncovered(opt: Optimizer) -> str | None:
         return f"{type(opt).__name__} is not SGD, Adam or AdamW"
     if "step" in vars(opt):
         return "the optimizer's step was replaced, as schedulers of torch do"
-    if any(_hooks(opt)):
+    if any(hooks_on_step(opt)):
         return "the optimizer has hooks on its step"
     for group in opt.param_groups:
         if any(group.get(flag) for flag in FLAGS):
@@ -46,36 +46,7 @@ def uncovered(opt: Optimizer) -> str | None:
     return None
 
 
-def kernels_differ() -> str | None:
-    """Why this PyTorch's kernels cannot be called here; None if they can.
-
-    Two steps of each optimizer are tried, which must lead downhill.
-    """
-    grad = torch.tensor([1.0, -2.0], dtype=torch.float32, device="cpu")
-    for make in TRIED:
-        p = torch.zeros_like(grad)
-        p.grad = grad.clone()
-        opt = make(p)
-        try:
-            _hooks(opt)
-            for _ in range(2):  # from the second on the state is there
-                fused_step(opt)
-        except Exception:  # another name, other arguments: what a private name may come to
-            p.zero_()
-        if not torch.equal(p.sign(), -grad.sign()):
-            return f"PyTorch {torch.__version__} has other fused kernels than the known ones"
-    return None
-
-
-TRIED: list[Callable[[Tensor], Optimizer]] = [
-    lambda p: SGD([p], lr=0.1),
-    lambda p: SGD([p], lr=0.1, momentum=0.9),
-    lambda p: Adam([p], lr=0.1),
-    lambda p: AdamW([p], lr=0.1),
-]
-
-
-def _hooks(opt: Any) -> tuple[Any, ...]:
+def hooks_on_step(opt: Any) -> tuple[Any, ...]:
     """The hooks on an optimizer's step, and those on every optimizer's."""
     of_all: Any = torch_optimizer
     return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,10 +11,11 @@ from torch.optim import Optimizer
 
 from ..callback import Run
 from ..stepper import Stepper
-from ._fused import fused_step, kernels_differ, uncovered
+from ._fused import fused_step, uncovered
+from ._kernels import kernels_differ
 
 # A private name: where it is gone, `loss.backward()` does the same.
-ENGINE = getattr(getattr(torch.autograd, "Variable", None), "_execution_engine", None)
+ENGINE: Any = getattr(getattr(torch.autograd, "Variable", None), "_execution_engine", None)
 
 
 class Fast(Stepper):
