@@ -35,8 +35,8 @@ def by_position(a: Any) -> Any:
     """What `[i]` gives row i of, counted from 0: of pandas' objects `[i]` is the row named i.
 
     Examples:
-        >>> by_position(np.array([5, 6, 7]))[-1]
-        np.int64(7)
+        >>> int(by_position(np.array([5, 6, 7]))[-1])
+        7
     """
     return getattr(a, "iloc", a)
 

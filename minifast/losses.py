@@ -385,9 +385,10 @@ def is_changed(module: Any) -> bool:
     """Whether the user has changed what a module of a known class computes: by a hook, or by a
     method that is set on the object."""
     of_all = nn.modules.module
-    hooks = (
-        *(module._forward_hooks, module._forward_pre_hooks),
-        *(of_all._global_forward_hooks, of_all._global_forward_pre_hooks),
+    hooks = (  # private names: a release of PyTorch without them shows none
+        *(getattr(module, name, {}) for name in ("_forward_hooks", "_forward_pre_hooks")),
+        getattr(of_all, "_global_forward_hooks", {}),
+        getattr(of_all, "_global_forward_pre_hooks", {}),
     )
     return any(hooks) or not {"forward", "train", "eval"}.isdisjoint(vars(module))
 

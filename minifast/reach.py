@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
-from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 DEPTH = 6  # a generator in a dataset in a Subset in a DataLoader is three deep
 MOST = 100  # parts of a list or dict that are looked at: longer ones hold rows
@@ -44,8 +43,7 @@ def reachable(root: Any, kind: type | tuple[type, ...]) -> dict[str, Any]:
 
 
 def _parts(value: Any, kind: Any) -> Iterable[tuple[Any, Any]]:
-    # A loader's running iterator holds the processes and queues of its workers.
-    if isinstance(value, (*LEAVES, nn.Module, _BaseDataLoaderIter)):
+    if isinstance(value, (*LEAVES, nn.Module)) or _is_running(value):
         return ()
     if isinstance(value, functools.partial):
         return ("func", value.func), ("args", value.args), ("keywords", value.keywords)
@@ -58,6 +56,14 @@ def _parts(value: Any, kind: Any) -> Iterable[tuple[Any, Any]]:
     if isinstance(value, list | tuple):
         return enumerate(value) if len(value) <= MOST else ()
     return vars(value).items() if hasattr(value, "__dict__") else ()
+
+
+def _is_running(value: Any) -> bool:
+    """Whether it is a loader's iterator, which holds the processes and queues of its workers."""
+    return isinstance(value, Iterator) and type(value).__module__.startswith(ITERATORS)
+
+
+ITERATORS = "torch.utils.data.", "torchdata."  # modules: the classes have private names
 
 
 def _closed_over(function: types.FunctionType, kind: Any) -> Iterator[tuple[str, Any]]:

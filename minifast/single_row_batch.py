@@ -17,6 +17,7 @@ from .rng import random_state, set_random_state
 from .sharded import is_sharded
 from .stepper import split_batch
 
+BATCH_NORM: Any = nn.BatchNorm1d.__base__  # of all kinds of it: the class has a private name
 HOOKS = "_forward_hooks", "_forward_pre_hooks"
 
 
@@ -40,7 +41,7 @@ def ends_in_single_row(run: Run, loader: Any) -> bool:
 
 def needs_two_rows(run: Run, loader: Any) -> bool:
     """Whether the net cannot take a single row in training, as a copy of it shows."""
-    if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in run.net.modules()):
+    if not any(isinstance(m, BATCH_NORM) for m in run.net.modules()):
         return False
     if is_sharded(run.net):  # which cannot be copied
         return True
@@ -77,7 +78,7 @@ def copied_without_hooks(net: nn.Module) -> nn.Module:
     blank = {id(b): made(device=b.device, dtype=b.dtype) for b in net.buffers() if is_lazy(b)}
     copied: nn.Module = copy.deepcopy(net, blank)
     for module in copied.modules():
-        for hooks in (getattr(module, name) for name in HOOKS):
+        for hooks in (getattr(module, name, {}) for name in HOOKS):
             for key, hook in list(hooks.items()):
                 owner = getattr(hook, "__module__", None) or ""
                 if not owner.startswith("torch."):

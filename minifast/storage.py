@@ -48,13 +48,17 @@ class CheckpointError(ValueError):
 # ---- whole states ------------------------------------------------------------------------
 
 
-def write_state(path: Path | str, state: Mapping[str, Any], keep: int = 1) -> None:
+def write_state(
+    path: Path | str, state: Mapping[str, Any], keep: int = 1, read_back: bool = False
+) -> None:
     """Writes a state as one file with its checksum; `keep` - 1 files before it stay beside it.
 
-    Those are `path` with `.1`, `.2` behind it, the younger first.
+    Those are `path` with `.1`, `.2` behind it, the younger first. With `read_back` the file is read
+    as `read_state` reads it before it takes its name.
 
     Raises:
         TypeError: if the state holds anything but tensors, numbers, strings, lists and dicts.
+        CheckpointError: if it was read back, and cannot be; what stood there before stands there.
         OSError: if it cannot be written; what stood there before stands there still.
 
     Examples:
@@ -70,6 +74,25 @@ def write_state(path: Path | str, state: Mapping[str, Any], keep: int = 1) -> No
     with whole_file(path, keep=keep) as file:
         file.write(raw)
         file.write(hashlib.sha256(raw).digest() + MARK)
+        if read_back:
+            file.flush()
+            _read_back(Path(file.name), Path(path))
+
+
+def _read_back(written: Path, path: Path) -> None:
+    try:
+        _read_whole(written)
+    except CheckpointError as error:
+        why = str(error.__cause__ or error).split("\n")[0]
+        raise CheckpointError(
+            explain(
+                f"{path} could be written, but not be read again",
+                got=f"{why} (PyTorch {torch.__version__})",
+                wanted="a file that fit(..., resume=) reads",
+                fix="another release of PyTorch, or of minifast; the file before is left as it was",
+                entry="read-back",
+            )
+        ) from error
 
 
 def read_state(path: Path | str) -> dict[str, Any]:

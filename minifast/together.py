@@ -148,9 +148,9 @@ def _buffers(run: Run) -> list[Tensor]:
 class Averaging:
     """Lets a backward pass through the net average the gradients over all processes.
 
-    torch's DistributedDataParallel wants to be called in the net's place. Its two halves are hooked
-    to the net instead, as torch's own `replicate` does, so that the net stays the user's: names in
-    its state, type, attributes, and any stepper that calls it.
+    DistributedDataParallel is made to be called in the net's place. Here it is given the net's
+    output instead, by a hook: it finds in the output's graph the gradients that will come. So the
+    net stays the user's: names in its state, type, attributes, and any stepper that calls it.
 
     Attributes:
         calls: How often the net was called to learn.
@@ -160,45 +160,42 @@ class Averaging:
         self.calls, self.group = 0, group
         self.ddp: Any = None
         self.learns: list[bool] = []
-        self.now = False
 
     @contextmanager
     def of(self, net: nn.Module) -> Iterator[Averaging]:
         """While it lasts."""
-        hooks = [
-            net.register_forward_pre_hook(_Hook(self.before), prepend=True, with_kwargs=True),
-            net.register_forward_hook(_Hook(self.after)),
-        ]
+        hook = net.register_forward_hook(_Hook(self.after))
         try:
             yield self
         finally:
-            for hook in hooks:
-                hook.remove()
+            hook.remove()
             # An error's traceback keeps this, and must not keep the connections.
             self.ddp = self.group = None
 
-    def before(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """DDP's first half."""
+    def after(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """The output, from which a backward pass averages the gradients."""
         learns = [p.requires_grad for p in module.parameters()]
         self.calls += torch.is_grad_enabled()
-        self.now = torch.is_grad_enabled() and any(learns)
-        if not self.now:
-            return args, kwargs
+        if not (torch.is_grad_enabled() and any(learns)):
+            return output
         if self.ddp is None or learns != self.learns:  # a callback has frozen some
             self.learns, self.ddp = learns, None
             # A parameter that a batch leaves out has no gradient then, as in one process. torch
             # warns if there is none such, so there is one.
-            both = nn.Module()
+            both = _Output()
             both.net, both.unused = module, nn.Parameter(torch.zeros(1, device=device_of(module)))
             self.ddp = nn.parallel.DistributedDataParallel(
                 both, process_group=self.group, find_unused_parameters=True, init_sync=False
             )
             self.ddp.broadcast_buffers = False  # `Agree` sends them when they are looked at
-        return self.ddp._pre_forward(*args, **kwargs)
+        return self.ddp(output)
 
-    def after(self, module: nn.Module, args: Any, output: Any) -> Any:
-        """DDP's second half."""
-        return self.ddp._post_forward(output) if self.now else output
+
+class _Output(nn.Module):
+    """Holds the parameters of a net whose output was computed already."""
+
+    def forward(self, output: Any) -> Any:
+        return output
 
 
 class _Hook:

@@ -160,7 +160,7 @@ def assert_left_alone(plugin: Any, result: Result) -> None:
     net = result.net
     kinds = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
     for name, module in net.named_modules():
-        hooked = [kind for kind in kinds if getattr(module, kind)]
+        hooked = [kind for kind in kinds if getattr(module, kind, None)]
         where = f"module {name!r}" if name else "the net"
         assert not hooked, f"{plugin!r} leaves hooks on {where}: remove them in on_train_end"
         left = sorted({*parts_of(net)[name]} ^ {*result.parts.get(name, ())})

@@ -1029,3 +1029,36 @@ def test_a_batch_that_was_drawn_ahead_is_the_same_after_a_resume(kind, step):
     resumed, generator_resumed, _ = once(resume=state)
     assert all(torch.equal(t, resumed[name]) for name, t in weights.items())
     assert torch.equal(generator, generator_resumed)
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["the first file", "a file before"])
+def test_a_file_that_cannot_be_read_ends_the_fit_at_its_first_write(tmp_path, monkeypatch, before):
+    path = tmp_path / "run.ckpt"
+    if before:
+        example_fit([Checkpoint(path)], epochs=1)
+    kept = path.read_bytes() if before else None
+    newer = type("_rebuild_tensor_v4", (), {"__call__": lambda self, *args: None})
+    monkeypatch.setattr(torch._utils, "_rebuild_tensor_v4", newer, raising=False)
+
+    def written_otherwise(self, protocol):  # as a later release of PyTorch may write a tensor
+        return newer, (0,)
+
+    monkeypatch.setattr(torch.Tensor, "__reduce_ex__", written_otherwise)
+    newer.__module__, newer.__qualname__ = "torch._utils", "_rebuild_tensor_v4"
+    with pytest.raises(CheckpointError, match="could be written, but not be read again") as refused:
+        example_fit([Checkpoint(path, every=3)], epochs=2)
+    assert "_rebuild_tensor_v4" in str(refused.value) and torch.__version__ in str(refused.value)
+    assert (path.read_bytes() if path.exists() else None) == kept
+    assert [file.name for file in tmp_path.iterdir()] == (["run.ckpt"] if before else [])
+
+
+def test_the_first_file_of_a_fit_is_read_back_and_no_other(tmp_path, monkeypatch):
+    read = []
+    load = torch.load
+    monkeypatch.setattr(
+        torch, "load", lambda *args, **kwargs: read.append(1) or load(*args, **kwargs)
+    )
+    callback = Checkpoint(tmp_path / "run.ckpt", every=3)
+    for fits in 1, 2:
+        example_fit([callback], epochs=2)
+        assert len(read) == fits

@@ -55,7 +55,12 @@ def results(n: int, folder: Path, name: str, bs: int, *more: Any) -> tuple[list[
     done = ended(start(n, folder, name, folder, bs, *more))
     assert [status for status, *_ in done] == [0] * n, "\n".join(d[2][-2000:] for d in done)
     found = [torch.load(folder / f"result-{r}.pt", weights_only=False) for r in range(n)]
-    return found, [out for _, out, _ in done]
+    return found, [_without_gloo(out) for _, out, _ in done]
+
+
+def _without_gloo(printed: str) -> str:
+    """PyTorch 2.10 prints there who is connected."""
+    return "".join(line for line in printed.splitlines(True) if not line.startswith("[Gloo] "))
 
 
 def same(ours: Any, theirs: Any, what: str = "") -> None:

@@ -13,7 +13,7 @@ from torch.optim import optimizer as torch_optimizer
 
 Group = dict[str, Any]
 
-# Private names of torch, looked up once: where one is gone, the ordinary step is taken.
+# Private names, looked up once: where one is gone or does something else, `_kernels` tells.
 SGD_KERNEL: Any = getattr(torch, "_fused_sgd_", None)
 ADAM_KERNEL: Any = getattr(torch, "_fused_adam_", None)
 ADAMW_KERNEL: Any = getattr(torch, "_fused_adamw_", None)
@@ -34,11 +34,9 @@ def uncovered(opt: Optimizer) -> str | None:
     """Why the optimizer's next step is not one for its kernel; None if it is."""
     if type(opt) not in (SGD, Adam, AdamW):
         return f"{type(opt).__name__} is not SGD, Adam or AdamW"
-    if SGD_KERNEL is None or ADAM_KERNEL is None or ADAMW_KERNEL is None:
-        return f"torch {torch.__version__} has no fused kernels under their known names"
     if "step" in vars(opt):
         return "the optimizer's step was replaced, as schedulers of torch do"
-    if any(GLOBAL_HOOKS) or opt._optimizer_step_pre_hooks or opt._optimizer_step_post_hooks:
+    if any(hooks_on_step(opt)):
         return "the optimizer has hooks on its step"
     for group in opt.param_groups:
         if any(group.get(flag) for flag in FLAGS):
@@ -48,11 +46,18 @@ def uncovered(opt: Optimizer) -> str | None:
     return None
 
 
+def hooks_on_step(opt: Any) -> tuple[Any, ...]:
+    """The hooks on an optimizer's step, and those on every optimizer's."""
+    of_all: Any = torch_optimizer
+    return (
+        opt._optimizer_step_pre_hooks,
+        opt._optimizer_step_post_hooks,
+        of_all._global_optimizer_pre_hooks,
+        of_all._global_optimizer_post_hooks,
+    )
+
+
 FLAGS = "foreach", "fused", "differentiable", "capturable"
-GLOBAL_HOOKS = [
-    getattr(torch_optimizer, name, {})
-    for name in ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
-]
 
 
 def _dense(p: Tensor) -> bool:

@@ -33,6 +33,7 @@ class Checkpoint(Callback):
     Raises:
         FileNotFoundError: at the beginning, if the folder is not there.
         IsADirectoryError: at the beginning, if the path itself is a folder.
+        CheckpointError: if the first file of the fit, which is read back, cannot be read.
         OSError: if the file cannot be written; the last one stands, and the run's state is whole.
 
     Examples:
@@ -99,6 +100,7 @@ class Checkpoint(Callback):
         if whole and place != self.written:
             state = state_of(run)
             if run.rank == 0:
-                write_state(self.path, state, self.keep)
+                # Once in a fit: to find at the end that no file can be read would be too late.
+                write_state(self.path, state, self.keep, read_back=self.written is None)
             self.written = place
         self.next_time = self.clock() + self.seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,9 +12,10 @@ from torch.optim import Optimizer
 from ..callback import Run
 from ..stepper import Stepper
 from ._fused import fused_step, uncovered
+from ._kernels import kernels_differ
 
-# A private name of torch: where it is gone, `loss.backward()` does the same.
-ENGINE = getattr(getattr(torch.autograd, "Variable", None), "_execution_engine", None)
+# A private name: where it is gone, `loss.backward()` does the same.
+ENGINE: Any = getattr(getattr(torch.autograd, "Variable", None), "_execution_engine", None)
 
 
 class Fast(Stepper):
@@ -31,8 +33,11 @@ class Fast(Stepper):
     """
 
     def __init__(self) -> None:
-        self.one = torch.ones((), dtype=torch.float32)
+        self.one = torch.ones((), dtype=torch.float32, device="cpu")
         self.told = False
+        # Private names of PyTorch are tried once, and not in the middle of a training.
+        with torch.inference_mode(False), torch.enable_grad():
+            self.direct, self.differs = self._engine_works(), kernels_differ()
 
     def zero_grad(self, run: Run) -> None:
         """Forgets the gradients."""
@@ -47,16 +52,27 @@ class Fast(Stepper):
         """Calls autograd's engine directly."""
         loss = run.loss
         plain = type(loss) is Tensor and loss.ndim == 0 and loss.dtype == torch.float32
-        if ENGINE is None or not plain or not loss.is_cpu:
+        if not (self.direct and plain and loss.is_cpu):
             super().backward(run)
             return
+        self._run_engine(loss)
+
+    def _run_engine(self, loss: Tensor) -> None:
         ENGINE.run_backward(
             (loss,), (self.one,), False, False, (), allow_unreachable=True, accumulate_grad=True
         )
 
+    def _engine_works(self) -> bool:
+        p = torch.ones((), dtype=torch.float32, device="cpu", requires_grad=True)
+        try:
+            self._run_engine(p * 2)
+        except Exception:  # gone, or called with other arguments by now
+            return False
+        return p.grad is not None and p.grad.item() == 2
+
     def update(self, run: Run) -> None:
         """Calls the optimizer's fused kernel on its own state."""
-        why = uncovered(run.opt)
+        why = self.differs or uncovered(run.opt)
         if why is not None:
             if not self.told:
                 self.told = True

@@ -39,7 +39,7 @@ class GradientStats(Callback):
         """Measures, if the batch steps."""
         grads = [p.grad for p in run.net.parameters() if p.grad is not None]
         if grads and not run.skip_step:
-            norm: Any = torch.stack(torch._foreach_norm(grads)).norm()
+            norm: Any = torch.nn.utils.get_total_norm(grads)
             self._unread.append(norm.full_tensor() if lies_in_parts(norm) else norm)
 
     def on_epoch_end(self, run: Run) -> None:

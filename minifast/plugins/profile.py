@@ -61,7 +61,7 @@ class Profile(Callback):
     def on_batch_begin(self, run: Run) -> None:
         """Begins to record, if it is time."""
         if run.step == self.skip:
-            self._profiler = torch.profiler.profile()
+            self._profiler = torch.profiler.profile(acc_events=True)  # one cycle, whole
             self._profiler.start()
 
     def on_batch_end(self, run: Run) -> None:
