@@ -1,6 +1,28 @@
-"""The text of an error."""
+"""The text of an error, and the notes that say where it was raised."""
 
 from __future__ import annotations
+
+from contextlib import suppress
+
+
+class MissingKeyError(KeyError):
+    """A `KeyError` that prints its text as lines; a plain one prints its repr, with `\\n` in it."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Adds a note to an error; one that takes no notes, such as a frozen dataclass, stays as it is.
+
+    Examples:
+        >>> error = ValueError("wrong")
+        >>> add_note(error, "raised by the metric f1")
+        >>> error.__notes__
+        ['raised by the metric f1']
+    """
+    with suppress(Exception):
+        error.add_note(note)
 
 
 def explain(problem: str, *, got: object, wanted: str, fix: str, entry: str) -> str:

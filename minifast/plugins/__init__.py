@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core import explain
+from ..core import MissingKeyError, explain
 
 if TYPE_CHECKING:
     from .activation_stats import ActivationStats as ActivationStats
@@ -161,7 +161,7 @@ def load(name: str) -> Any:
     found = [plugin for plugin in available() if plugin.name == name]
     if len(found) != 1:
         several = ", ".join(f"{plugin.distribution} ({plugin.value})" for plugin in found)
-        raise (ValueError if found else KeyError)(
+        raise (ValueError if found else MissingKeyError)(
             explain(
                 f"{name!r} names {'more than one plug-in' if found else 'no installed plug-in'}",
                 got=several or ", ".join(plugin.name for plugin in available()),
