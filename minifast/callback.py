@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from .batches import batch_size
-from .core import explain, length
+from .core import add_note, explain, length
 from .history import History, RunningLoss
 from .losses import WeightedLoss
 
@@ -416,7 +416,7 @@ class Events:
                     error = later
                 else:
                     note = getattr(later, "__notes__", ["after the end"])[-1]
-                    error.add_note(f"then {later!r}, {note}")
+                    add_note(error, f"then {later!r}, {note}")
         if error is not None:
             run.awaiting.clear()
             try:
@@ -492,7 +492,7 @@ def _call(callback: Callback, event: str, run: Run) -> None:
 
 def _note(error: BaseException, callback: Callback, event: str, run: Run) -> None:
     where = f"epoch {run.epoch}, step {run.step}"
-    error.add_note(f"raised by {type(callback).__name__}.{event}, {where}")
+    add_note(error, f"raised by {type(callback).__name__}.{event}, {where}")
 
 
 def _do_deferred(run: Run) -> None:

@@ -16,7 +16,7 @@ from .batches import batch_size, cloned
 from .core import add_note, device_of, explain, modes_kept
 from .dataloader import ArrayLoader
 from .losses import declared_by, divides_by_rows, is_changed, original
-from .metrics import WeightedMean, accuracy, accuracy_multi, check_number, meter, metric_names
+from .metrics import WeightedMean, accuracy, accuracy_multi, as_float, check_number, meter, metric_names
 from .mistakes import NOT_YET, explain_failure
 from .reach import reachable
 from .stepper import Stepper, split_batch
@@ -62,7 +62,7 @@ def evaluate(
         with named(name):
             value = each.compute() if team is None else team.computed(each)
             check_number(value)
-            values[name] = float(value)
+            values[name] = as_float(value)
     return values
 
 

@@ -515,6 +515,8 @@ def check_number(value: Any) -> None:
             return
     elif isinstance(value, int | float):
         return
+    elif getattr(value, "shape", ()) != () and value.size == 1 and value.dtype.kind != "c":
+        return  # a NumPy array
     elif not isinstance(value, str | bytes | complex):
         with suppress(TypeError, ValueError, RuntimeError):
             float(value)
@@ -539,7 +541,12 @@ def _numbers(values: list[Any]) -> list[float]:
     if values and all(isinstance(value, Tensor) for value in values):
         found: list[float] = torch.stack([v.reshape(()).double() for v in values]).tolist()
         return found
-    return [float(value) for value in values]
+    return list(map(as_float, values))
+
+
+def as_float(value: Any) -> float:
+    """What `check_number` has let pass, as Python's number."""
+    return float(value.item() if hasattr(value, "item") else value)
 
 
 class EpochMetric:

@@ -16,6 +16,7 @@ from .callback import Callback, Events, Run
 from .checks import check_list, check_loader, check_net, check_stepper, checked_run
 from .core import T, V, device_of, modes_kept, set_lrs, to_np
 from .dataset import ModelData
+from .errors import AsRaised, NotesBatch
 from .evaluation import evaluate
 from .history import History
 from .interrupts import interrupts
@@ -112,7 +113,7 @@ def fit(
         )
     run.team = join()
     events = Events(heard(run, [*run.callbacks, Progress()] if progress else run.callbacks))
-    with together(run, stepper) as stepper, _undone_afterwards(run, events):
+    with AsRaised(), together(run, stepper) as stepper, _undone_afterwards(run, events):
         if resume is not None:
             restore(run, resume, events)
         for epoch in range(run.epoch, run.epochs):
@@ -144,6 +145,7 @@ def _undone_afterwards(run: Run, events: Events) -> Iterator[None]:
             modes_kept(run.net),
             loader_views(run),
             events.training(run),
+            NotesBatch(run),
         ):
             yield
     except BaseException as error:
