@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from .errors import add_note
 from .losses import original
 
 __all__: list[str] = []  # of use to the package alone
@@ -21,7 +22,7 @@ TRAINING = tuple(str(TORCH / part) for part in ("nn/modules", "optim", "autograd
 
 def note_plugin(error: BaseException, plugin: str, run: Any) -> None:
     """Adds the note that `plugin`, a method's name with its class, raised the error."""
-    error.add_note(f"raised by {plugin}, epoch {run.epoch}, step {run.step}")
+    add_note(error, f"raised by {plugin}, epoch {run.epoch}, step {run.step}")
 
 
 def note_stepper(error: BaseException, run: Any) -> None:

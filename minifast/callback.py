@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from .batches import batch_size
 from .blame import note_plugin, note_stepper
-from .core import length
+from .core import add_note, length
 from .declarations import (
     CALLBACK,
     call_of,
@@ -411,7 +411,7 @@ class Events:
                     error = later
                 else:
                     note = getattr(later, "__notes__", ["after the end"])[-1]
-                    error.add_note(f"then {later!r}, {note}")
+                    add_note(error, f"then {later!r}, {note}")
         run.error = None  # it holds the frames, and they this record
         if error is not None:
             run.awaiting.clear()

@@ -204,7 +204,7 @@ def check_callbacks(callbacks: Any) -> tuple[Callback, ...]:
     return found
 
 
-def check_progress(progress: Any, callbacks: Sequence[Callback]) -> list[Callback]:
+def displays(progress: Any, callbacks: Sequence[Callback]) -> list[Callback]:
     """The display of a fit, which receives each event last; none without `progress`."""
     if isinstance(progress, Callback):
         check_callbacks([*callbacks, progress])

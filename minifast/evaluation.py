@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain, islice
 from typing import Any
@@ -13,10 +13,18 @@ from torch import Tensor, nn
 
 from . import checks
 from .batches import batch_size, cloned
-from .core import device_of, modes_kept
+from .core import add_note, device_of, explain, modes_kept
 from .dataloader import ArrayLoader
 from .losses import declared_by, divides_by_rows, is_changed, original
-from .metrics import WeightedMean, accuracy, accuracy_multi, meter, metric_names
+from .metrics import (
+    WeightedMean,
+    accuracy,
+    accuracy_multi,
+    as_float,
+    check_number,
+    meter,
+    metric_names,
+)
 from .mistakes import NOT_YET, explain_failure
 from .reach import reachable
 from .stepper import Stepper, split_batch
@@ -47,19 +55,75 @@ def evaluate(
     meters = [WeightedMean(crit), *map(meter, metrics)]
     known = list(map(_is_known, [crit, *metrics]))
     bs = rows_at_once(dl, net, stepper, all(known))
-    with loss_in_eval_mode(crit):
-        for batch in eval_batches(dl, team, bs):
-            x, y = split_batch(batch, device)
-            preds = forward(stepper, net, x)
-            _update_loss(meters[0], known[0], net, x, y, preds, team)
-            for each, safe in zip(meters[1:], known[1:], strict=True):
-                _update(each, safe, x, y, preds, team)
     names = ["val_loss", *metric_names(metrics)]
-    values = [each.compute() if team is None else team.computed(each) for each in meters]
-    return dict(zip(names, map(float, values), strict=True))
+    with loss_in_eval_mode(crit), numbered("validation") as place:
+        for batch in eval_batches(dl, team, bs):
+            x, y = split_batch(checked_structure(batch), device)
+            preds = forward(stepper, net, x)
+            update_loss(meters[0], known[0], net, x, y, preds, team)
+            for name, each, safe in zip(names[1:], meters[1:], known[1:], strict=True):
+                with named(name):
+                    _update(each, safe, x, y, preds, team)
+            place.batch += 1
+    values = {}
+    for name, each in zip(names, meters, strict=True):
+        with named(name):
+            value = each.compute() if team is None else team.computed(each)
+            check_number(value)
+            values[name] = as_float(value)
+    return values
 
 
-def _update_loss(
+class Place:
+    """Where a pass over a loader is: the number of its batch, from 0."""
+
+    batch = 0
+
+
+@contextmanager
+def numbered(doing: str) -> Iterator[Place]:
+    """Adds to an error a note with the batch at which it was raised."""
+    place = Place()
+    try:
+        yield place
+    except Exception as error:
+        add_note(error, f"raised by {doing}: batch {place.batch} (from 0) of its loader")
+        raise
+
+
+@contextmanager
+def named(metric: str) -> Iterator[None]:
+    """Adds to an error a note with the name of the metric."""
+    try:
+        yield
+    except Exception as error:
+        add_note(error, f"raised by the {'loss' if metric == 'val_loss' else f'metric {metric}'}")
+        raise
+
+
+def checked_structure(batch: Any) -> Any:
+    """The batch, if it has parts by place: an input and a target.
+
+    Raises:
+        TypeError: for a mapping, whose keys would be taken for the parts, and for a text.
+    """
+    if not isinstance(batch, Mapping | str | bytes):
+        return batch
+    raise TypeError(
+        explain(
+            "the loader's batch has no input and target",
+            got=f"a {type(batch).__name__} with {', '.join(map(str, batch))}"
+            if isinstance(batch, Mapping)
+            else type(batch).__name__,
+            wanted="(x, y), or (x1, ..., xn, y); x itself may be a dict",
+            fix="yield (batch, batch.pop('labels')), or (batch, None) to predict: a collate_fn, or "
+            "a generator over the loader",
+            entry="loaders",
+        )
+    )
+
+
+def update_loss(
     loss: Any, safe: bool, net: nn.Module, x: Any, y: Any, preds: Any, team: Team | None
 ) -> None:
     """`_update`, whose errors are explained; a metric's own are its author's."""

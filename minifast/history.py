@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor
 
-from .errors import explain
+from .errors import MissingKeyError, explain
 from .files import whole_file
 
 if TYPE_CHECKING:
@@ -69,7 +69,9 @@ class History(Sequence[Row]):
         if not isinstance(key, str):
             return self._rows[key]
         if key not in self.columns:
-            raise KeyError(f"no column {key!r}: there are {', '.join(self.columns) or 'none yet'}")
+            raise MissingKeyError(
+                f"no column {key!r}: there are {', '.join(self.columns) or 'none yet'}"
+            )
         return [row.get(key) for row in self._rows]
 
     def __repr__(self) -> str:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
@@ -460,7 +461,12 @@ class WeightedMean:
         self.add(value, self.function.rows if rows is None else rows, self.function.divisor)
 
     def add(self, value: Any, rows: int, divisor: float | Tensor | None = None) -> None:
-        """Adds the value of a batch with so many rows, which divided by `divisor`."""
+        """Adds the value of a batch with so many rows, which divided by `divisor`.
+
+        Raises:
+            TypeError: if the value is not one number.
+        """
+        check_number(value)
         self.values.append(value.detach() if isinstance(value, Tensor) else value)
         self.rows.append(rows)
         self.divisors.append(divisor)
@@ -494,12 +500,53 @@ class WeightedMean:
         return self.mean_of(self.totals())
 
 
+def check_number(value: Any) -> None:
+    """Refuses what a loss or metric must not return: anything except one real number.
+
+    Raises:
+        TypeError: also for a text such as "0.5", which Python's float() would take.
+
+    Examples:
+        >>> check_number(torch.ones(1)), check_number(np.float32(0.5))
+        (None, None)
+    """
+    if isinstance(value, Tensor):
+        if value.numel() == 1 and not value.is_complex():
+            return
+    elif isinstance(value, int | float):
+        return
+    elif getattr(value, "shape", ()) != () and value.size == 1 and value.dtype.kind != "c":
+        return  # a NumPy array
+    elif not isinstance(value, str | bytes | complex):
+        with suppress(TypeError, ValueError, RuntimeError):
+            float(value)
+            return
+    shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
+    names = f" with {', '.join(map(str, value))}" if isinstance(value, Mapping) else ""
+    raise TypeError(
+        explain(
+            "a loss or metric must return one number",
+            got=f"{type(value).__name__}{shape}{names}",
+            wanted="a number, or a tensor or array with one element",
+            fix="return value.mean() or one of its entries; a metric for each of several numbers; "
+            "of torchmetrics average='macro' in place of average=None, and each metric of a "
+            "MetricCollection by itself; a loss with reduction='mean'",
+            entry="metrics",
+        )
+    )
+
+
 def _numbers(values: list[Any]) -> list[float]:
     """Python floats; those of tensors on a GPU are read with one synchronization."""
     if values and all(isinstance(value, Tensor) for value in values):
         found: list[float] = torch.stack([v.reshape(()).double() for v in values]).tolist()
         return found
-    return [float(value) for value in values]
+    return list(map(as_float, values))
+
+
+def as_float(value: Any) -> float:
+    """What `check_number` has let pass, as Python's number."""
+    return float(value.item() if hasattr(value, "item") else value)
 
 
 class EpochMetric:
@@ -516,9 +563,9 @@ class EpochMetric:
         self.preds.append(cloned(preds, cpu))
         self.targs.append(cloned(targs, cpu))
 
-    def compute(self) -> float:
+    def compute(self) -> Any:
         """The value over all batches."""
-        return float(self.metric(concat(self.preds), concat(self.targs)))
+        return self.metric(concat(self.preds), concat(self.targs))
 
 
 def meter(metric: Any) -> Meter:

@@ -20,6 +20,7 @@ TORCHS = TypeError, ValueError, RuntimeError, IndexError, NotImplementedError, A
 OURS = "errors-and-fixes#"
 REUSED = "through the graph a second time"  # what PyTorch says of it
 MEANT = 'if it is meant, fit(..., checks="warn")'  # where a check may be wrong
+LOOK = "run net(x) on one batch by hand: the last line of the traceback in your code fails"
 NOT_YET = object()  # stands for predictions, or a loss, that were not computed yet
 
 
@@ -43,7 +44,7 @@ def explain_failure(
     notes = getattr(error, "__notes__", [])
     if OURS in str(error) or any(note.startswith("raised by") for note in notes):
         return
-    if type(error) not in TORCHS:
+    if type(error) not in TORCHS or "allocate memory" in str(error):
         return
     if "nference tensor" in str(error):
         text = _inference_tensors(str(error).split(". ")[0])
@@ -68,11 +69,11 @@ def _noted(error: Exception, changed_by: str) -> Exception:
 def _of_the_net(error: Exception, net: nn.Module, x: Any) -> str:
     said = str(error).split("\n")[0]
     name, module, reached = _where(error, net)
-    unknown = "net cannot take the batch", f"what {name} takes", "try net(x) by hand", "net-input"
+    unknown = "net cannot take the batch", f"what {name} takes", LOOK, "net-input"
     known = (means for pattern, *means in _NET if re.search(pattern, said))
     problem, wanted, fix, entry = next(known, unknown)
     if entry == "net-input" and reached is not None:
-        wanted, fix = _shape_for(module, reached, x) or (wanted, fix)
+        wanted, fix = _shape_for(module, reached, said) or (wanted, fix)
     got = f"x {seen(x)}; at {name}: {said}"
     if entry == "devices":
         places = sorted({str(p.device) for p in net.parameters()})
@@ -98,9 +99,9 @@ _NET = (
     ),
     (
         r"type Long, Int|scalar types: Long|indices.*must be.*(Long|Int)",
-        "the net looks up rows of an embedding, and x is no whole numbers",
+        "the net looks up rows of an embedding, and x must hold integers",
         "int64",
-        "x.astype(np.int64)",
+        "x.astype(np.int64), or x.long() of a tensor",
         "dtypes",
     ),
     (
@@ -120,13 +121,13 @@ _NET = (
     ),
     (
         r"index out of range in self",
-        "x holds a number that is no row of the embedding",
-        "whole numbers from 0 to num_embeddings - 1",
+        "x holds a number that is not a row of the embedding",
+        "integers from 0 to num_embeddings - 1",
         "nn.Embedding(int(x.max()) + 1, ...)",
         "net-input",
     ),
     (
-        r"positional argument|unexpected keyword|required positional|keyword argument",
+        r"forward\(\) (takes|missing|got)",
         "the net takes another number of inputs than a batch has",
         "as many inputs as forward has arguments: a loader yields (x1, ..., xn, y)",
         "give forward an argument for each input, or one *xs",
@@ -141,9 +142,10 @@ _NET = (
     ),
     (
         r"has no attribute",
-        "the net's forward fails",
+        "the net's forward reads an attribute that does not exist",
         "a forward that runs",
-        "attributes are made in __init__, behind super().__init__()",
+        "look at the line that the traceback ends in: a method of that type, or for an attribute "
+        "of the net, self.name = ... in __init__ after super().__init__()",
         "net-forward",
     ),
 )
@@ -169,10 +171,10 @@ def _where(error: Exception, net: nn.Module) -> tuple[str, Any, Tensor | None]:
     return found
 
 
-def _shape_for(module: Any, reached: Tensor, x: Any) -> tuple[str, str] | None:
-    """What the module wants, and how to give it."""
+def _shape_for(module: Any, reached: Tensor, said: str) -> tuple[str, str] | None:
+    """What the module wants, and how to give it; None where that is not certain."""
     shape = tuple(reached.shape)
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear) and "shapes cannot be multiplied" in said:
         wanted = f"{module.in_features} numbers in each row's last axis, not {shape[-1]}"
         if math.prod(shape[1:]) == module.in_features:
             return wanted, "nn.Flatten() before it, or x = x.reshape(len(x), -1)"
@@ -180,19 +182,30 @@ def _shape_for(module: Any, reached: Tensor, x: Any) -> tuple[str, str] | None:
         flat = "nn.Flatten(), " if len(shape) > 2 else ""
         return wanted, f"{flat}nn.Linear({wide}, {module.out_features})"
     channels = getattr(module, "in_channels", None) or getattr(module, "num_features", None)
-    if channels is None:
+    axes = next((int(n) for n in re.findall(r"(\d)d$", type(module).__name__)), 0)
+    if channels is None or not axes:
         return None
-    wanted = f"(rows, {channels}, height, width): {channels} channels on the second axis"
-    if isinstance(module, nn.Conv1d | nn.BatchNorm1d):
-        wanted = f"(rows, {channels}) or (rows, {channels}, length)"
-    if len(shape) == 4 and shape[-1] == channels:
-        return wanted, "the channels stand last: np.transpose(x, (0, 3, 1, 2))"
-    if len(shape) == 3:
-        return wanted, f"x = x.reshape(len(x), {channels}, {shape[-2]}, {shape[-1]})"
-    if len(shape) == 2:
-        side = math.isqrt(shape[1] // channels)
-        return wanted, f"x = x.reshape(len(x), {channels}, {side}, {side})"
-    return wanted, f"{type(module).__name__} with {shape[1]} channels in place of {channels}"
+    lengths = ["length"] if axes == 1 else ["depth", "height", "width"][-axes:]
+    wanted = f"(rows, {', '.join([str(channels), *lengths])}): {channels} channels on axis 1"
+    return wanted, _channels_fixed(module, channels, axes, shape)
+
+
+def _channels_fixed(module: Any, channels: int, axes: int, shape: tuple[int, ...]) -> str:
+    """How `shape` comes to have the channels on axis 1, if there is one way to it."""
+    rank = axes + 2
+    if len(shape) == rank and shape[1] == channels:
+        return LOOK  # it is something else
+    if len(shape) == rank and shape[-1] == channels:
+        order = 0, rank - 1, *range(1, rank - 1)
+        return f"the channels are on the last axis: np.transpose(x, {order})"
+    if len(shape) == rank - 1 and channels == 1:
+        return "the axis of the channel is missing: x = x[:, None]"
+    side = math.isqrt(shape[1] // channels) if len(shape) == 2 else 0
+    if axes == 2 and side and channels * side**2 == shape[1]:
+        return f"if they are square images: x = x.reshape(len(x), {channels}, {side}, {side})"
+    if len(shape) == rank:
+        return f"{type(module).__name__} with {shape[1]} channels in place of {channels}"
+    return f"x with {rank} axes: x = x.reshape(len(x), {channels}, ...)"
 
 
 def _dtypes(net: nn.Module) -> str:

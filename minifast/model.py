@@ -13,17 +13,11 @@ from torch import Tensor, nn
 
 from . import look, nonfinite
 from .callback import Callback, Events, Run
-from .checks import (
-    check_list,
-    check_loader,
-    check_net,
-    check_progress,
-    check_stepper,
-    checked_run,
-)
+from .checks import check_list, check_loader, check_net, check_stepper, checked_run, displays
 from .core import T, V, device_of, modes_kept, set_lrs, to_np
 from .dataset import ModelData
 from .epoch_row import row_begun, row_ended
+from .errors import AsRaised, NotesBatch
 from .evaluation import evaluate
 from .history import History
 from .interrupts import interrupts
@@ -120,10 +114,10 @@ def fit(
         run = checked_run(
             net, data, epochs, crit, opt, metrics, callbacks, n_epochs, stepper, steps, checks
         )
-        display = check_progress(progress, run.callbacks)
+        shown_by = displays(progress, run.callbacks)
     run.team = join()
-    events = Events(heard(run, [*run.callbacks, *display]))
-    with together(run, stepper) as stepper, _undone_afterwards(run, events):
+    events = Events(heard(run, [*run.callbacks, *shown_by]))
+    with AsRaised(), together(run, stepper) as stepper, _undone_afterwards(run, events):
         if resume is not None:
             restore(run, resume, events)
         for epoch in range(run.epoch, run.epochs):
@@ -155,6 +149,7 @@ def _undone_afterwards(run: Run, events: Events) -> Iterator[None]:
             modes_kept(run.net),
             loader_views(run),
             events.training(run),
+            NotesBatch(run),
             explains_reuse(run),
         ):
             yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from . import checks
 from .batches import batch_size, concat, leaves, map_structure
 from .core import device_of, explain, length, modes_kept, to_np
-from .evaluation import eval_batches, forward, rows_at_once
+from .evaluation import checked_structure, eval_batches, forward, numbered, rows_at_once
 from .files import whole_file
 from .stepper import Stepper, split_batch
 from .team import checking, failing_together, join, same_net
@@ -184,20 +184,32 @@ def predictions(net: nn.Module, dl: Any, stepper: Stepper | None) -> Iterator[tu
 def _computed(net: nn.Module, dl: Any, stepper: Stepper) -> Iterator[tuple[Any, Any, Any]]:
     device, team = device_of(net), join()
     same_net(net)
-    for batch in eval_batches(dl, team, rows_at_once(dl, net, stepper, known=True)):
-        if isinstance(batch, Tensor):
-            batch = [batch]
-        if len(batch) == 1:  # an input without its target
-            batch = [*batch, None]
-        x, y = split_batch(batch, device)
-        with modes_kept(net), torch.no_grad():
-            net.eval()
-            preds = forward(stepper, net, x)
-        rows = batch_size(x, y)
-        preds, y = _by_row("the net's output", preds, rows), _by_row("the target", y, rows)
-        if team is not None:
-            preds, y = team.whole(preds), team.whole(y)
+    batches = iter(eval_batches(dl, team, rows_at_once(dl, net, stepper, known=True)))
+    for i in count():
+        with numbered("prediction") as place:
+            place.batch = i
+            found = list(islice(batches, 1))
+            if not found:
+                return
+            x, preds, y = _of_batch(net, checked_structure(found.pop()), device, stepper)
+            if team is not None:
+                preds, y = team.whole(preds), team.whole(y)
         yield x, preds, y
+
+
+def _of_batch(
+    net: nn.Module, batch: Any, device: torch.device, stepper: Stepper
+) -> tuple[Any, Any, Any]:
+    if isinstance(batch, Tensor):
+        batch = [batch]
+    if len(batch) == 1:  # an input without its target
+        batch = [*batch, None]
+    x, y = split_batch(batch, device)
+    with modes_kept(net), torch.no_grad():
+        net.eval()
+        preds = forward(stepper, net, x)
+    rows = batch_size(x, y)
+    return x, _by_row("the net's output", preds, rows), _by_row("the target", y, rows)
 
 
 def _by_row(name: str, value: Any, rows: int) -> Any:

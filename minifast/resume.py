@@ -27,7 +27,7 @@ from .checkpoint import (
     size_of,
     stepper_state,
 )
-from .core import explain
+from .core import add_note, explain
 from .dataloader import ArrayLoader
 from .differences import (
     KERNELS,
@@ -211,7 +211,7 @@ def _said(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        error.add_note(f"in the state of {name}")
+        add_note(error, f"in the state of {name}")
         raise
 
 

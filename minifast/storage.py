@@ -180,6 +180,17 @@ def _write_weights(weights: dict[str, Any], path: Path | str) -> None:
         return
     from safetensors.torch import save
 
+    for name, value in weights.items():
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(
+                explain(
+                    f"{name} cannot be written in the format safetensors",
+                    got=f"{type(value).__name__}, from get_extra_state of a module",
+                    wanted="tensors only",
+                    fix=f"save_weights(net, {str(Path(path).with_suffix('.pt'))!r})",
+                    entry="another-net",
+                )
+            )
     plain = as_data(weights, "state")
     own = {name: t.clone().contiguous() for name, t in plain.items()}
     with whole_file(path) as file:
@@ -275,6 +286,8 @@ def _read_safetensors(raw: bytes, path: Path) -> dict[str, Any]:
         return dict(load(raw))
     except SafetensorError as error:
         raise _refused(path, f"not the format safetensors: {error}") from error
+    except KeyError as error:  # one that PyTorch's reader does not know
+        raise _refused(path, f"a tensor of the dtype {error.args[0]}") from error
 
 
 # ---- reading as data ---------------------------------------------------------------------

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..callback import Callback
-from ..core import explain
+from ..core import add_note, explain
 from ..stepper import Stepper
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def load(name: str) -> Any:
         for part in attribute.split("."):
             value = getattr(value, part)
     except Exception as error:
-        error.add_note(f"raised while loading {name}, which {plugin.distribution} declares")
+        add_note(error, f"raised while loading {name}, which {plugin.distribution} declares")
         raise
     return _checked(plugin, value)
 

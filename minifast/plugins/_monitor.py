@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..callback import Run, hears
-from ..core import explain
+from ..core import MissingKeyError, explain
 from ..metrics import metric_names
 
 
@@ -32,11 +32,8 @@ TURNS_IT_ROUND = _words(
 MAY_ADD_COLUMNS = "on_validate_begin", "on_validate_end", "on_epoch_end"
 
 
-class NoColumnError(KeyError):
-    """The table has no such column; a `KeyError` that prints its text as lines, not as a repr."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])
+class NoColumnError(MissingKeyError):
+    """The table has no such column."""
 
 
 def direction(name: str) -> str | None:
