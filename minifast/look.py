@@ -31,7 +31,7 @@ Step = Callable[[Run, Events], Tensor]
 
 def first_look(run: Run, stepper: Stepper, batches: Iterator[Any]) -> tuple[Iterator[Any], Step]:
     """The batches of an epoch and its step; the very first of a fit are looked at on their way."""
-    if run.looked:
+    if run.looked or run.stopped:
         return batches, stepper.step
     run.looked = True
     look = _FirstLook(stepper)
