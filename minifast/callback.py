@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from .batches import batch_size
-from .core import add_note, explain, length
+from .core import explain, length
+from .errors import add_note
 from .history import History, RunningLoss
 from .losses import WeightedLoss
 

@@ -13,10 +13,19 @@ from torch import Tensor, nn
 
 from . import checks
 from .batches import batch_size, cloned
-from .core import add_note, device_of, explain, modes_kept
+from .core import device_of, explain, modes_kept
 from .dataloader import ArrayLoader
+from .errors import add_note
 from .losses import declared_by, divides_by_rows, is_changed, original
-from .metrics import WeightedMean, accuracy, accuracy_multi, as_float, check_number, meter, metric_names
+from .metrics import (
+    WeightedMean,
+    accuracy,
+    accuracy_multi,
+    as_float,
+    check_number,
+    meter,
+    metric_names,
+)
 from .mistakes import NOT_YET, explain_failure
 from .reach import reachable
 from .stepper import Stepper, split_batch

@@ -16,7 +16,7 @@ from .callback import Callback, Events, Run
 from .checks import check_list, check_loader, check_net, check_stepper, checked_run
 from .core import T, V, device_of, modes_kept, set_lrs, to_np
 from .dataset import ModelData
-from .errors import AsRaised, NotesBatch
+from .errors import AsRaised
 from .evaluation import evaluate
 from .history import History
 from .interrupts import interrupts
@@ -145,7 +145,6 @@ def _undone_afterwards(run: Run, events: Events) -> Iterator[None]:
             modes_kept(run.net),
             loader_views(run),
             events.training(run),
-            NotesBatch(run),
         ):
             yield
     except BaseException as error:

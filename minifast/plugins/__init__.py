@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core import MissingKeyError, explain
+from ..core import explain
+from ..errors import MissingKeyError
 
 if TYPE_CHECKING:
     from .activation_stats import ActivationStats as ActivationStats
