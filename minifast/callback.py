@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from .batches import batch_size
 from .blame import note_plugin, note_stepper
-from .core import add_note, length
+from .core import length
 from .declarations import (
     CALLBACK,
     call_of,
@@ -31,6 +31,7 @@ from .declarations import (
     fix_fields,
     no_second_loss,
 )
+from .errors import add_note
 from .history import History, RunningLoss
 from .losses import WeightedLoss
 

@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from .arrays import as_tensor as as_tensor
 from .arrays import length as length
 from .arrays import training_dtype as training_dtype
-from .errors import MissingKeyError as MissingKeyError
-from .errors import add_note as add_note
 from .errors import explain as explain
 
 __all__ = ["T", "V", "set_lrs", "to_gpu", "to_np"]

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from . import checks
 from .batches import batch_size, cloned
-from .core import add_note, device_of, explain, modes_kept
+from .core import device_of, explain, modes_kept
 from .dataloader import ArrayLoader
+from .errors import add_note
 from .losses import declared_by, divides_by_rows, is_changed, original
 from .metrics import (
     WeightedMean,

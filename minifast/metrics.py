@@ -12,7 +12,6 @@ import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
@@ -510,17 +509,8 @@ def check_number(value: Any) -> None:
         >>> check_number(torch.ones(1)), check_number(np.float32(0.5))
         (None, None)
     """
-    if isinstance(value, Tensor):
-        if value.numel() == 1 and not value.is_complex():
-            return
-    elif isinstance(value, int | float):
+    if _is_number(value):
         return
-    elif getattr(value, "shape", ()) != () and value.size == 1 and value.dtype.kind != "c":
-        return  # a NumPy array
-    elif not isinstance(value, str | bytes | complex):
-        with suppress(TypeError, ValueError, RuntimeError):
-            float(value)
-            return
     shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
     names = f" with {', '.join(map(str, value))}" if isinstance(value, Mapping) else ""
     raise TypeError(
@@ -534,6 +524,20 @@ def check_number(value: Any) -> None:
             entry="metrics",
         )
     )
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and not value.is_complex()
+    if isinstance(value, int | float | str | bytes | complex):
+        return isinstance(value, int | float)
+    if getattr(value, "shape", ()) != ():  # a NumPy array
+        return bool(value.size == 1 and value.dtype.kind != "c")
+    try:
+        float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    return True
 
 
 def _numbers(values: list[Any]) -> list[float]:

@@ -142,7 +142,7 @@ _NET = (
     ),
     (
         r"has no attribute",
-        "the net's forward reads an attribute that does not exist",
+        "the net's forward fails: an attribute does not exist",
         "a forward that runs",
         "look at the line that the traceback ends in: a method of that type, or for an attribute "
         "of the net, self.name = ... in __init__ after super().__init__()",
@@ -186,7 +186,9 @@ def _shape_for(module: Any, reached: Tensor, said: str) -> tuple[str, str] | Non
     if channels is None or not axes:
         return None
     lengths = ["length"] if axes == 1 else ["depth", "height", "width"][-axes:]
-    wanted = f"(rows, {', '.join([str(channels), *lengths])}): {channels} channels on axis 1"
+    wanted = (
+        f"(rows, {', '.join([str(channels), *lengths])}): {channels} channels on the second axis"
+    )
     return wanted, _channels_fixed(module, channels, axes, shape)
 
 
@@ -199,9 +201,9 @@ def _channels_fixed(module: Any, channels: int, axes: int, shape: tuple[int, ...
         order = 0, rank - 1, *range(1, rank - 1)
         return f"the channels are on the last axis: np.transpose(x, {order})"
     if len(shape) == rank - 1 and channels == 1:
-        return "the axis of the channel is missing: x = x[:, None]"
+        return f"x = x.reshape(len(x), 1, {', '.join(map(str, shape[1:]))})"
     side = math.isqrt(shape[1] // channels) if len(shape) == 2 else 0
-    if axes == 2 and side and channels * side**2 == shape[1]:
+    if axes == 2 and side > 1 and channels * side**2 == shape[1]:
         return f"if they are square images: x = x.reshape(len(x), {channels}, {side}, {side})"
     if len(shape) == rank:
         return f"{type(module).__name__} with {shape[1]} channels in place of {channels}"

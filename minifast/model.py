@@ -17,7 +17,7 @@ from .checks import check_list, check_loader, check_net, check_stepper, checked_
 from .core import T, V, device_of, modes_kept, set_lrs, to_np
 from .dataset import ModelData
 from .epoch_row import row_begun, row_ended
-from .errors import AsRaised, NotesBatch
+from .errors import AsRaised
 from .evaluation import evaluate
 from .history import History
 from .interrupts import interrupts
@@ -149,7 +149,6 @@ def _undone_afterwards(run: Run, events: Events) -> Iterator[None]:
             modes_kept(run.net),
             loader_views(run),
             events.training(run),
-            NotesBatch(run),
             explains_reuse(run),
         ):
             yield

@@ -27,7 +27,7 @@ from .checkpoint import (
     size_of,
     stepper_state,
 )
-from .core import add_note, explain
+from .core import explain
 from .dataloader import ArrayLoader
 from .differences import (
     KERNELS,
@@ -38,6 +38,7 @@ from .differences import (
     order_differs,
     tensors_differ,
 )
+from .errors import add_note
 from .files import older
 from .rng import generators, random_state, set_random_state, start_alike
 from .sharded import is_sharded, part_like, put_whole_state, taken_apart

@@ -12,6 +12,7 @@ from .checkpoint import size_of
 from .core import device_of
 from .dataloader import ArrayLoader
 from .devices import DeviceCache
+from .errors import NotesBatch
 from .single_row_batch import ends_in_single_row, needs_two_rows, single_row_message
 
 _told: weakref.WeakSet[ArrayLoader] = weakref.WeakSet()
@@ -32,7 +33,8 @@ def loader_views(run: Run) -> Iterator[None]:
         if not _told.issuperset(found):
             run.kept = f"rows kept on {views.cache.device}: {views.cache.size / 1e6:,.0f} MB"
             _told.update(found)
-        yield
+        with NotesBatch(run):
+            yield
     finally:
         run.loader_for = before
         # Who still has the run must not keep the memory, nor a loader's workers: left to Python's

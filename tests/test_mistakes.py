@@ -278,7 +278,7 @@ DTYPES = {
         "embedding", net=lambda: nn.Sequential(nn.Embedding(9, 3), nn.Flatten(), nn.Linear(18, 3))
     ),
     "a word that the embedding has not": With(
-        "no row of the embedding",
+        "not a row of the embedding",
         arrays(np.full((40, 6), 9), Y),
         lambda: nn.Sequential(nn.Embedding(9, 3), nn.Flatten(), nn.Linear(18, 3)),
         nn.CrossEntropyLoss,

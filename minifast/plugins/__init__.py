@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..callback import Callback
-from ..core import add_note, explain
+from ..core import explain
+from ..errors import add_note
 from ..stepper import Stepper
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..callback import Run, hears
-from ..core import MissingKeyError, explain
+from ..core import explain
+from ..errors import MissingKeyError
 from ..metrics import metric_names
 
 
