@@ -510,17 +510,8 @@ def check_number(value: Any) -> None:
         >>> check_number(torch.ones(1)), check_number(np.float32(0.5))
         (None, None)
     """
-    if isinstance(value, Tensor):
-        if value.numel() == 1 and not value.is_complex():
-            return
-    elif isinstance(value, int | float):
+    if _is_number(value):
         return
-    elif getattr(value, "shape", ()) != () and value.size == 1 and value.dtype.kind != "c":
-        return  # a NumPy array
-    elif not isinstance(value, str | bytes | complex):
-        with suppress(TypeError, ValueError, RuntimeError):
-            float(value)
-            return
     shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
     names = f" with {', '.join(map(str, value))}" if isinstance(value, Mapping) else ""
     raise TypeError(
@@ -534,6 +525,19 @@ def check_number(value: Any) -> None:
             entry="metrics",
         )
     )
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and not value.is_complex()
+    if isinstance(value, np.ndarray):
+        return value.size == 1 and value.dtype.kind in "biuf"
+    if isinstance(value, str | bytes | complex | np.complexfloating):
+        return False
+    with suppress(TypeError, ValueError, RuntimeError):
+        float(value)
+        return True
+    return False
 
 
 def _numbers(values: list[Any]) -> list[float]:
