@@ -529,10 +529,10 @@ def check_number(value: Any) -> None:
 def _is_number(value: Any) -> bool:
     if isinstance(value, Tensor):
         return value.numel() == 1 and not value.is_complex()
-    if isinstance(value, int | float | str | bytes | complex):
-        return isinstance(value, int | float)
-    if getattr(value, "shape", ()) != ():  # a NumPy array
-        return bool(value.size == 1 and value.dtype.kind != "c")
+    if isinstance(value, np.ndarray):
+        return bool(value.size == 1 and value.dtype.kind in "biuf")
+    if isinstance(value, str | bytes | complex | np.complexfloating):
+        return False
     try:
         float(value)
     except (TypeError, ValueError, RuntimeError):

@@ -175,7 +175,12 @@ def test_validation_has_its_own_batches():
 
     net = nn.Sequential(nn.Linear(4, 5), Watches(5), nn.Linear(5, 3))
     loader = ArrayLoader(X, Y, bs=8)
-    fitted(net, ModelData(".", loader, loader), epochs=1)
+
+    class Begins(Callback):
+        def on_validate_begin(self, run):
+            seen.clear()  # of the batches that are tried before the first step
+
+    fitted(net, ModelData(".", loader, loader), [Begins()], epochs=1)
     assert sum(seen) == ROWS and [len(y) for _, y in loader] == [8, 8, 1]
 
 
