@@ -22,6 +22,7 @@ nox.options.sessions = ["oldest", "python-3.12", "newest", "extras"]
 
 PROJECT = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
 OLDEST, NEWEST = "3.11", "3.13"  # releases of Python
+NEWEST_TORCH = f"torch=={os.environ.get('NEWEST_TORCH', '2.14.1')}"  # that the tests have passed on
 # A build for the CPU, where one lies at hand, saves gigabytes of libraries for GPUs.
 TORCH = f"torch=={os.environ.get('TORCH', '2.13.0')}"
 HOW_TO = sorted(Path("docs/how-to").glob("*.md"))
@@ -42,7 +43,7 @@ def environment(session: nox.Session, version: str) -> None:
     python = interpreter(version)
     if python is None:
         session.skip(f"Python {version} is not on this machine: not tested with it")
-    session.run("uv", "venv", "--quiet", "--clear", "--python", python, folder(session))
+    session.run("uv", "venv", "--quiet", "--clear", "--seed", "--python", python, folder(session))
 
 
 def folder(session: nox.Session) -> str:
@@ -93,7 +94,7 @@ def middle(session: nox.Session) -> None:
 def newest(session: nox.Session) -> None:
     """The newest release of everything, on the newest Python."""
     environment(session, NEWEST)
-    install(session, "--upgrade", "-e", ".[test]")
+    install(session, "--upgrade", NEWEST_TORCH, "-e", ".[test]")
     suite(session)
 
 
