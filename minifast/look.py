@@ -218,7 +218,7 @@ def _check_all_labels(run: Run) -> None:
     for name in ("trn_dl", "val_dl"):
         loader = getattr(run.data, name)
         y = loader.arrays[-1] if isinstance(loader, ArrayLoader) else None
-        if y is None or len(y.shape) != 1 or y.dtype != torch.int64 or len(y) > ENOUGH:
+        if not isinstance(y, Tensor) or y.ndim != 1 or y.dtype != torch.int64 or len(y) > ENOUGH:
             continue
         problem = label_problem(run.crit, y, preds.shape[1], f"{name}'s y")
         if problem:

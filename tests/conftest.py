@@ -17,6 +17,12 @@ from minifast import ImageClassifierData
 os.environ["MPLBACKEND"] = "agg"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Processes that share the tests must agree on their names."""
+    bad = [item.nodeid for item in items if " at 0x" in item.nodeid]
+    assert not bad, f"a name that no other process has, give it an id: {bad[0]}"
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs an NVIDIA GPU")

@@ -149,7 +149,6 @@ class Plain(Stepper):
         ({"stepper": EarlyStopping}, r"callbacks=\[EarlyStopping\(...\)\]"),
         ({"stepper": Plain}, r"stepper=Plain\(\)"),
     ],
-    ids=str,
 )
 def test_a_plugin_in_anothers_place_is_told_its_own(wrong, fix):
     with pytest.raises(TypeError, match=f"fix:    {fix}"):
