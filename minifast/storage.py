@@ -70,8 +70,7 @@ def write_state(
     """
     payload = io.BytesIO()  # so that an error of the disk is the disk's, not torch's
     torch.save(as_data(state, "state"), payload)
-    raw = payload.getbuffer()
-    with whole_file(path, keep=keep) as file:
+    with payload.getbuffer() as raw, whole_file(path, keep=keep) as file:
         file.write(raw)
         file.write(hashlib.sha256(raw).digest() + MARK)
         if read_back:

@@ -1,12 +1,15 @@
 """Every Python block of README and docs runs, page by page, top to bottom."""
 
 import importlib.util
+import inspect
 import re
 from pathlib import Path
 
 import pytest
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+
+from minifast import model
 
 REPOSITORY = Path(__file__).parents[1]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
@@ -46,3 +49,12 @@ def test_every_error_has_its_entry():
     )
     assert entries <= anchors, entries - anchors
     assert anchors - {"all-messages"} <= words, "an entry that no error leads to"
+
+
+def test_the_loop_that_is_read_line_by_line_is_the_source():
+    source = inspect.getsource(model.fit) + inspect.getsource(model._train_epoch)
+    lines = {re.sub(r"\s+", " ", line.strip()) for line in source.splitlines()}
+    page = (REPOSITORY / "docs" / "loop.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
+    assert len(quoted) > 15
+    assert [line for line in quoted if re.sub(r"\s+", " ", line) not in lines] == []

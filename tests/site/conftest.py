@@ -1,5 +1,6 @@
 """The site as it is built, served on this machine, and a real browser before it."""
 
+import fcntl
 import functools
 import http.server
 import os
@@ -24,7 +25,17 @@ def pytest_collection_modifyitems(items):
 def site(tmp_path_factory):
     """The folder of the built site."""
     pytest.importorskip("mkdocs", reason='not run: needs pip install -e ".[docs]"')
-    folder = tmp_path_factory.mktemp("site")
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # the folder that all processes of `pytest -n` share
+        folder = folder.parent
+    with (folder / "site.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one builds: pages write files where they are built
+        if not (folder / "site" / "index.html").exists():
+            build(folder / "site")
+    return folder / "site"
+
+
+def build(folder):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder]
     done = subprocess.run(
         command,
@@ -33,8 +44,9 @@ def site(tmp_path_factory):
         capture_output=True,
         text=True,
     )
+    if done.returncode != 0:
+        shutil.rmtree(folder, ignore_errors=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return folder
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
