@@ -275,6 +275,7 @@ def test_a_pickle_of_python_2_is_read():
         assert [a.tolist() for a in found[0]] == [[1, 2], [1, 2]]
 
 
+@pytest.mark.full
 def test_the_full_file(full_mnist, monkeypatch):
     if importlib.util.find_spec("numpy._core") is None:  # NumPy 1, and a file that NumPy 2 wrote
         monkeypatch.setitem(sys.modules, "numpy._core", np.core)
@@ -464,6 +465,7 @@ def test_the_sample_is_mnist(full_mnist):
         assert all(found[name].dtype == np.uint8 for name in found)
 
 
+@pytest.mark.full
 def test_the_parts_put_together_are_the_lessons_file(full_mnist):
     digits = load_mnist(full_mnist)
     (x, y), (x_valid, y_valid), (x_test, y_test) = digits

@@ -247,6 +247,7 @@ def test_the_main_job_on_the_full_set(full_mnist, tmp_path):
     assert min(accuracies) >= 0.91
 
 
+@pytest.mark.full
 def test_without_network_and_file_the_sample_serves(tmp_path):
     # A proxy that is not there is no network.
     environment = {**os.environ, "MINIFAST_DATA": "", "https_proxy": "https://127.0.0.1:1"}

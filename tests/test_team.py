@@ -211,7 +211,7 @@ def test_targets_of_any_structure_give_the_loss_of_one_process(tmp_path: Path) -
             assert each[name]["loss"] == pytest.approx(one["loss"], abs=1e-6)
 
 
-@pytest.mark.parametrize("how", ["own", "torchrun"])
+@pytest.mark.parametrize("how", [pytest.param("own", marks=pytest.mark.full), "torchrun"])
 def test_what_one_process_refuses_the_others_are_told_and_nothing_is_lost(
     tmp_path: Path, how: str
 ) -> None:
