@@ -131,7 +131,7 @@ document.body.dataset.mdColorScheme = arguments[0];
 """
 
 
-COLORS = {"runOnly": ["color-contrast", "link-in-text-block"]}
+COLORS = {"runOnly": ["color-contrast"]}
 
 
 @pytest.mark.parametrize("scheme, rules", [("default", None), ("slate", COLORS)], ids=str)
