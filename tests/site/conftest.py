@@ -80,5 +80,6 @@ def browser():
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     opened.set_window_size(1300, 900)
+    opened.set_script_timeout(180)  # axe looks at a long page for half a minute on a slow machine
     yield opened
     opened.quit()
