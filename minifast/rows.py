@@ -154,7 +154,7 @@ class Rows:
         return read.reshape(-1, *self.row.shape[1:])
 
     def _alone(self) -> threading.Lock:
-        """Held while the source is read: whoever reads it need not be safe in two threads."""
+        """Held while the source is read: `read` need not be thread-safe."""
         return self.locks.setdefault(os.getpid(), threading.Lock())
 
     def _sliced(self, begin: int, end: int) -> np.ndarray:

@@ -70,7 +70,7 @@ def _check_names(run: Run) -> None:
                 explain(
                     "a metric must have a name that is not a column of the table already",
                     got=name,
-                    wanted="another name than epoch, trn_loss and val_loss",
+                    wanted="a name other than epoch, trn_loss and val_loss",
                     fix=f"def my_{name}(preds, targs): ..., or metric.__name__ = 'my_{name}'",
                     entry="metrics",
                 )
@@ -144,7 +144,7 @@ def _copies(run: Run) -> tuple[nn.Module, Any, Stepper] | None:
         else:
             stepper = copy.deepcopy(stepper)
         return copied_without_hooks(net).eval(), copy.deepcopy(run.crit), stepper
-    except Exception:
+    except Exception:  # a part that cannot be copied: validation itself will show its errors
         return None
 
 
